@@ -1,0 +1,18 @@
+"""Images by name: ``load_data(DataSpec)`` gives the sets a phase trains and evaluates on."""
+
+from trainers.data.batches import Batch, BatchPlan, balanced_fraction, evaluation_batches
+from trainers.data.images import ImageData, ImageSet, InMemoryImages, Normalisation
+from trainers.data.sources import data_names, load_data
+
+__all__ = [
+    "Batch",
+    "BatchPlan",
+    "ImageData",
+    "ImageSet",
+    "InMemoryImages",
+    "Normalisation",
+    "balanced_fraction",
+    "data_names",
+    "evaluation_batches",
+    "load_data",
+]
