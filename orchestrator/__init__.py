@@ -1,0 +1,1 @@
+"""Experiments: configuration, plan, launches, journal, tracking, reports and the command line."""

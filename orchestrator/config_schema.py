@@ -1,0 +1,348 @@
+"""What may stand in an experiment file: one frozen dataclass per section.
+
+To add a section, add a dataclass here and a field to ``ExperimentConfig``; validation, error
+messages, near-name suggestions, ``--set`` and the resolved dump follow from the types. The
+sections ``pretrain``, ``indicators``, ``train`` and ``evaluate`` belong to the trainers room and
+are only referred to.
+
+Sources: "paper" = the LIMPQ paper, "published code" = its released code, "ours" = chosen here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from trainers.limpq.config import IndicatorConfig
+from trainers.phases import DataSpec, ModelSpec
+from trainers.recipes import CLOSED, EvaluateConfig, PretrainConfig, TrainConfig
+
+SCHEMA = "experiment/1"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+NAME_RULE = "1-128 characters from A-Z a-z 0-9 . _ - starting with a letter or digit"
+# One bit is binary, which no quantizer here implements; 32 means "as it is".
+MAX_BITS = 16
+
+
+def _name(value: str) -> str:
+    if not NAME_PATTERN.match(value):
+        raise PydanticCustomError("mpq_allowed", NAME_RULE)
+    return value
+
+
+def _regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise PydanticCustomError(
+            "mpq_allowed", "a regular expression ({why})", {"why": str(error)}
+        ) from error
+    return value
+
+
+def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
+    if list(value) != sorted(set(value)):
+        raise PydanticCustomError("mpq_allowed", "each bit-width once, ascending")
+    return value
+
+
+def _unique(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(value)) != len(value):
+        raise PydanticCustomError("mpq_allowed", "every entry once")
+    return value
+
+
+def _readable(value: str | None) -> str | None:
+    if value is None or "://" in value:
+        return value
+    try:
+        path = Path(value).expanduser()
+        if path.is_dir():
+            next(iter(path.iterdir()), None)
+        else:
+            with path.open("rb"):
+                pass
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PydanticCustomError(
+            "mpq_allowed", "a file or folder that can be read ({why})", {"why": reason}
+        ) from error
+    return value
+
+
+def _weights(value: str | None) -> str | None:
+    return value if value == "torchvision" else _readable(value)
+
+
+def _known(kind: str) -> AfterValidator:
+    """A check against the names that the caller of ``load_config`` brought along, if any."""
+
+    def check(value: str, info: ValidationInfo) -> str:
+        names = (info.context or {}).get(kind)
+        if names is None or value in names or (kind == "models" and ":" in value):
+            return value
+        raise PydanticCustomError("mpq_name", "{kind}", {"kind": kind, "names": sorted(names)})
+
+    return AfterValidator(check)
+
+
+def _number_as_text(value: Any) -> Any:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+Bits = Annotated[int, Ge(2), Le(MAX_BITS)]
+PinBits = Annotated[int, Ge(0), Le(MAX_BITS)]
+Candidates = Annotated[tuple[Bits, ...], MinLen(1), AfterValidator(_ascending)]
+Regex = Annotated[str, MinLen(1), AfterValidator(_regex)]
+LimitText = Annotated[str, BeforeValidator(_number_as_text)]
+LimitSet = Annotated[Mapping[str, LimitText], MinLen(1)]
+Alpha = Annotated[float, Ge(0.0), Le(1e6)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which network.
+
+    Attributes:
+        name: a network that ``mpq doctor --names`` lists, or ``module:factory``.
+        num_classes: width of the classifier.
+        options: keyword arguments of the network's factory.
+        weights: null = train it first (section ``pretrain``), ``torchvision`` = its published
+            ImageNet weights, else a file with a state dict.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    name: Annotated[str, MinLen(1), _known("models")]
+    num_classes: Annotated[int, Ge(2), Le(1_000_000)] = 10
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: Annotated[str | None, AfterValidator(_weights)] = None
+
+    def spec(self) -> ModelSpec:
+        """What the trainers room is told."""
+        return ModelSpec(
+            name=self.name,
+            num_classes=self.num_classes,
+            options=dict(self.options),
+            weights=self.weights,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which images.
+
+    Attributes:
+        name: a data set that ``mpq doctor --names`` lists.
+        path: file or folder of file-based sets.
+        options: what the set takes besides.
+        holdout: share of the training images kept for validation where there is no test split.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    name: Annotated[str, MinLen(1), _known("datasets")]
+    path: Annotated[str | None, AfterValidator(_readable)] = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    holdout: Annotated[float, Ge(0.0), Lt(1.0)] = 0.0
+
+    def spec(self) -> DataSpec:
+        """What the trainers room is told."""
+        return DataSpec(
+            name=self.name, path=self.path, options=dict(self.options), holdout=self.holdout
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BitsConfig:
+    """The candidate bit-widths of searched layers.
+
+    Attributes:
+        weight: for weights. Paper and published code: 2 to 6.
+        act: for activations. Paper and published code: 2 to 6.
+        tied: a layer's weight and activation get the same bits. Paper: false.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    weight: Candidates = (2, 3, 4, 5, 6)
+    act: Candidates = (2, 3, 4, 5, 6)
+    tied: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PinConfig:
+    """Layers that no search may change.
+
+    The first and the last layer are pinned to 8/8 without being named (paper); a pin that matches
+    one of them wins over that.
+
+    Attributes:
+        match: regular expression that the whole layer name must match.
+        weight_bits: fixed bits of the weight; 0 leaves it in full precision.
+        act_bits: fixed bits of the input; 0 leaves it in full precision.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    match: Regex
+    weight_bits: PinBits = 8
+    act_bits: PinBits = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupConfig:
+    """Layers that must get the same bits, as fused kernels demand. Ours.
+
+    Attributes:
+        name: what to call the group.
+        match: regular expression that the whole layer name must match.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    name: Annotated[str, AfterValidator(_name)]
+    match: Regex
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """Where the run's processes go. Not part of what a result is: changing it never drifts.
+
+    Attributes:
+        num_workers: Ray Train workers of one training phase.
+        cpus_per_worker: null = an equal share of the cores, less what the driver needs.
+        gpus_per_worker: GPUs each worker asks for.
+        threads_per_worker: compute threads of each worker; null = its whole CPUs, at least 1.
+        placement: how Ray spreads workers over nodes.
+        max_failures: worker losses a phase survives before it counts as failed.
+        address: of a running Ray cluster; null starts one on this machine.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    num_workers: Annotated[int, Ge(1), Le(4096)] = 1
+    cpus_per_worker: Annotated[float, Gt(0.0)] | None = None
+    gpus_per_worker: Annotated[float, Ge(0.0)] = 0.0
+    threads_per_worker: Annotated[int, Ge(1)] | None = None
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    max_failures: Annotated[int, Ge(0)] = 2
+    address: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """The sweep: every alpha at every limit set is one cell.
+
+    Attributes:
+        alphas: weight of the WEIGHT term of equation 4. Published code: 2.0, the only value known
+            to reproduce the paper's ResNet-50 policy.
+        limits: each entry is a set of limits that hold together, kind to value:
+            ``{bitops: 23.07G}``, ``{bitops_level: 3x4}`` = as much as that uniform network,
+            ``{weight_mib: 8, bitops_level: 4x4}``.
+        repair: indicators that do not fall with more bits: ``isotonic`` regression (ours),
+            ``keep``, or ``erase`` them by 1e8 (published code).
+        solver: ``auto`` = HiGHS for one limit, CBC for several.
+        time_limit_s: of one solve. Published code: none.
+        solves_per_task: solves that one Ray task does.
+        limits_per_trial: limit sets that one Ray Tune trial takes.
+        train_alphas: alphas whose policies are trained; null = all.
+        train_limits: limit sets whose policies are trained, by index from 0; null = all.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    alphas: Annotated[tuple[Alpha, ...], MinLen(1), AfterValidator(_unique)] = (2.0,)
+    limits: Annotated[tuple[LimitSet, ...], MinLen(1)] = field(
+        default_factory=lambda: ({"bitops_level": "3x3"}, {"bitops_level": "4x4"})
+    )
+    repair: Literal["isotonic", "keep", "erase"] = "isotonic"
+    solver: Literal["auto", "highs", "cbc"] = "auto"
+    time_limit_s: Annotated[float, Gt(0.0), Le(86_400.0)] = 60.0
+    solves_per_task: Annotated[int, Ge(25), Le(100)] = 50
+    limits_per_trial: Annotated[int, Ge(1)] = 8
+    train_alphas: Annotated[tuple[Alpha, ...], AfterValidator(_unique)] | None = None
+    train_limits: Annotated[tuple[Annotated[int, Ge(0)], ...], AfterValidator(_unique)] | None = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """The MLflow mirror. Never part of what a result is.
+
+    Attributes:
+        uri: tracking server or database; null = SQLite file ``mlflow.db`` in ``runs_dir``.
+        experiment: MLflow experiment; null = the run's name.
+        enabled: false keeps the journal only.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    uri: str | None = None
+    experiment: str | None = None
+    enabled: bool = True
+
+
+Control = Literal["uniform", "random", "reversed", "initial"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExperimentConfig:
+    """One experiment file, checked.
+
+    Attributes:
+        name: of the run; its folder is ``runs_dir/name``.
+        seed: feeds every random stream of the run by name.
+        runs_dir: where run folders are made.
+        method: ``limpq``, ``metamix``, or ``uniform`` = no search, uniform bits only.
+        model: the network.
+        data: the images.
+        bits: candidate bit-widths.
+        pins: fixed layers besides the first and the last.
+        groups: layers that share their bits.
+        accounting: named cost accounting; ``standard`` is audited against both papers.
+        cluster: processes and resources.
+        pretrain: training of the full-precision network; null when ``model.weights`` names one.
+        indicators: LIMPQ's joint indicator training.
+        search: alphas, limits and the solver.
+        train: weight training of each distinct policy.
+        controls: policies trained on the same limits for comparison: ``uniform`` bits, a
+            ``random`` policy, ``reversed`` importance (paper, Ours-R), ``initial`` indicators.
+        evaluate: how networks are measured.
+        tracking: the MLflow mirror.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    name: Annotated[str, AfterValidator(_name)]
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
+    runs_dir: Annotated[str, MinLen(1)] = "runs"
+    method: Literal["limpq", "metamix", "uniform"] = "limpq"
+    model: ModelConfig
+    data: DataConfig
+    bits: BitsConfig = field(default_factory=BitsConfig)
+    pins: tuple[PinConfig, ...] = ()
+    groups: tuple[GroupConfig, ...] = ()
+    accounting: Annotated[str, MinLen(1), _known("accountings")] = "standard"
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    pretrain: PretrainConfig | None = field(default_factory=PretrainConfig)
+    indicators: IndicatorConfig = field(default_factory=IndicatorConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    controls: Annotated[tuple[Control, ...], AfterValidator(_unique)] = (
+        "uniform",
+        "random",
+        "reversed",
+        "initial",
+    )
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

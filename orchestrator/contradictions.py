@@ -1,0 +1,142 @@
+"""Which settings are fine alone but contradict each other?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config_schema import ExperimentConfig
+from orchestrator.yaml_source import KeyPath
+from trainers.recipes import OptimizerConfig, QuantTrainingConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """One setting that cannot stand beside others.
+
+    Attributes:
+        path: the key to point at.
+        found: what stands there.
+        allowed: what would agree with the rest.
+        suggestion: what was probably meant; empty when nothing is near.
+        beside: sections besides the key's own that it contradicts.
+    """
+
+    path: KeyPath
+    found: str
+    allowed: str
+    suggestion: str = ""
+    beside: tuple[str, ...] = ()
+
+    @property
+    def sections(self) -> frozenset[str]:
+        """The sections it rests on: with a fault in one of them it may be no contradiction."""
+        return frozenset((str(self.path[0]), *self.beside))
+
+
+def contradictions(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Contradiction]:
+    """Every pair of settings that cannot both be meant.
+
+    Args:
+        config: the checked configuration.
+        body: the tree it came from, to tell what was written from what was implied.
+    """
+    return [
+        *_about_weights(config),
+        *_about_bits(config),
+        *_about_cells(config),
+        *_about_workers(config),
+        *_about_schedule("pretrain", config.pretrain),
+        *_about_schedule("indicators", config.indicators),
+        *_about_schedule("train", config.train),
+        *_about_controls(config, body),
+    ]
+
+
+def _about_weights(config: ExperimentConfig) -> list[Contradiction]:
+    given, trained = config.model.weights, config.pretrain is not None
+    if given is not None and trained:
+        allowed = "null when model.weights is given, or no model.weights"
+        found = f"a section beside model.weights {given!r}"
+        return [Contradiction(("pretrain",), found, allowed, beside=("model",))]
+    if given is None and not trained:
+        allowed = "a section, or model.weights: nothing says where weights come from"
+        found = "null without model.weights"
+        return [Contradiction(("pretrain",), found, allowed, beside=("model",))]
+    return []
+
+
+def _about_bits(config: ExperimentConfig) -> list[Contradiction]:
+    bits = config.bits
+    if bits.tied and not set(bits.weight) & set(bits.act):
+        found = f"true with weight {list(bits.weight)} and act {list(bits.act)}"
+        return [Contradiction(("bits", "tied"), found, "candidates that weight and act share")]
+    if config.indicators.random_pass == "tied" and bits.weight != bits.act:
+        found = f"'tied' with weight {list(bits.weight)} and act {list(bits.act)}"
+        allowed = "the same candidates for weight and act, or another random_pass"
+        path: KeyPath = ("indicators", "random_pass")
+        return [Contradiction(path, found, allowed, "did you mean separate?", ("bits",))]
+    return []
+
+
+def _about_cells(config: ExperimentConfig) -> list[Contradiction]:
+    search = config.search
+    found: list[Contradiction] = []
+    for index in search.train_limits or ():
+        if index >= len(search.limits):
+            allowed = f"indexes of search.limits, 0 to {len(search.limits) - 1}"
+            found.append(Contradiction(("search", "train_limits"), str(index), allowed))
+    for alpha in search.train_alphas or ():
+        if alpha not in search.alphas:
+            allowed = f"entries of search.alphas, {list(search.alphas)}"
+            found.append(Contradiction(("search", "train_alphas"), str(alpha), allowed))
+    for index, limits in enumerate(search.limits):
+        if limits in search.limits[:index]:
+            first = search.limits.index(limits)
+            path: KeyPath = ("search", "limits", index)
+            found.append(Contradiction(path, f"entry {first} again", "every set once"))
+    return found
+
+
+def _about_workers(config: ExperimentConfig) -> list[Contradiction]:
+    found: list[Contradiction] = []
+    workers = config.cluster.num_workers
+    batches: dict[str, int | None] = {
+        "pretrain": config.pretrain.batch_size if config.pretrain else None,
+        "indicators": config.indicators.batch_size,
+        "train": config.train.batch_size,
+    }
+    for section, batch_size in batches.items():
+        if batch_size is not None and batch_size % workers:
+            allowed = f"a multiple of cluster.num_workers, {workers}: batch sizes are global"
+            path: KeyPath = (section, "batch_size")
+            found.append(Contradiction(path, str(batch_size), allowed, beside=("cluster",)))
+    return found
+
+
+def _about_schedule(section: str, phase: OptimizerConfig | None) -> list[Contradiction]:
+    if phase is None:
+        return []
+    found: list[Contradiction] = []
+    if phase.min_lr > phase.lr:
+        allowed = f"at most lr, {phase.lr}"
+        found.append(Contradiction((section, "min_lr"), str(phase.min_lr), allowed))
+    if phase.steps is None and phase.warmup_epochs >= phase.epochs:
+        allowed = f"less than epochs, {phase.epochs}"
+        path: KeyPath = (section, "warmup_epochs")
+        found.append(Contradiction(path, str(phase.warmup_epochs), allowed))
+    clamp = phase.step_clamp if isinstance(phase, QuantTrainingConfig) else None
+    if clamp is not None and clamp[0] >= clamp[1]:
+        path = (section, "step_clamp")
+        found.append(Contradiction(path, str(list(clamp)), "[lowest, highest]"))
+    return found
+
+
+def _about_controls(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Contradiction]:
+    """Controls made from indicators need a method that learns them; only if written out."""
+    from_indicators = [c for c in config.controls if c in ("reversed", "initial")]
+    if config.method == "uniform" and "controls" in body and from_indicators:
+        found = f"{from_indicators} with method 'uniform', which learns no indicators"
+        return [Contradiction(("controls",), found, "uniform, random", beside=("method",))]
+    return []
