@@ -134,11 +134,10 @@ def _validate(
     wrong = {tuple(e["loc"]) for e in error.errors(include_url=False, include_input=False)}
     partial, _ = _try(_without(body, wrong), {})
     if partial is not None:
-        faulty = {path[0] for path in wrong}
         problems += [
             _told(each, places)
             for each in contradictions(partial, body)
-            if not each.sections & faulty
+            if not any(each.rests_on(path) for path in wrong)
         ]
     return None, problems
 

@@ -20,19 +20,21 @@ class Contradiction:
         found: what stands there.
         allowed: what would agree with the rest.
         suggestion: what was probably meant; empty when nothing is near.
-        beside: sections besides the key's own that it contradicts.
+        beside: the other keys it rests on.
     """
 
     path: KeyPath
     found: str
     allowed: str
     suggestion: str = ""
-    beside: tuple[str, ...] = ()
+    beside: tuple[KeyPath, ...] = ()
 
-    @property
-    def sections(self) -> frozenset[str]:
-        """The sections it rests on: with a fault in one of them it may be no contradiction."""
-        return frozenset((str(self.path[0]), *self.beside))
+    def rests_on(self, wrong: KeyPath) -> bool:
+        """Whether a fault at ``wrong`` may make this no contradiction at all."""
+        return any(
+            path[: len(wrong)] == wrong or wrong[: len(path)] == path
+            for path in (self.path, *self.beside)
+        )
 
 
 def contradictions(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Contradiction]:
@@ -59,11 +61,11 @@ def _about_weights(config: ExperimentConfig) -> list[Contradiction]:
     if given is not None and trained:
         allowed = "null when model.weights is given, or no model.weights"
         found = f"a section beside model.weights {given!r}"
-        return [Contradiction(("pretrain",), found, allowed, beside=("model",))]
+        return [Contradiction(("pretrain",), found, allowed, beside=(("model", "weights"),))]
     if given is None and not trained:
         allowed = "a section, or model.weights: nothing says where weights come from"
         found = "null without model.weights"
-        return [Contradiction(("pretrain",), found, allowed, beside=("model",))]
+        return [Contradiction(("pretrain",), found, allowed, beside=(("model", "weights"),))]
     return []
 
 
@@ -76,25 +78,27 @@ def _about_bits(config: ExperimentConfig) -> list[Contradiction]:
         found = f"'tied' with weight {list(bits.weight)} and act {list(bits.act)}"
         allowed = "the same candidates for weight and act, or another random_pass"
         path: KeyPath = ("indicators", "random_pass")
-        return [Contradiction(path, found, allowed, "did you mean separate?", ("bits",))]
+        return [Contradiction(path, found, allowed, "did you mean separate?", (("bits",),))]
     return []
 
 
 def _about_cells(config: ExperimentConfig) -> list[Contradiction]:
     search = config.search
     found: list[Contradiction] = []
+    path: KeyPath = ("search", "train_limits")
     for index in search.train_limits or ():
         if index >= len(search.limits):
             allowed = f"indexes of search.limits, 0 to {len(search.limits) - 1}"
-            found.append(Contradiction(("search", "train_limits"), str(index), allowed))
+            found.append(Contradiction(path, str(index), allowed, beside=(("search", "limits"),)))
+    path = ("search", "train_alphas")
     for alpha in search.train_alphas or ():
         if alpha not in search.alphas:
             allowed = f"entries of search.alphas, {list(search.alphas)}"
-            found.append(Contradiction(("search", "train_alphas"), str(alpha), allowed))
+            found.append(Contradiction(path, str(alpha), allowed, beside=(("search", "alphas"),)))
     for index, limits in enumerate(search.limits):
         if limits in search.limits[:index]:
             first = search.limits.index(limits)
-            path: KeyPath = ("search", "limits", index)
+            path = ("search", "limits", index)
             found.append(Contradiction(path, f"entry {first} again", "every set once"))
     return found
 
@@ -111,7 +115,9 @@ def _about_workers(config: ExperimentConfig) -> list[Contradiction]:
         if batch_size is not None and batch_size % workers:
             allowed = f"a multiple of cluster.num_workers, {workers}: batch sizes are global"
             path: KeyPath = (section, "batch_size")
-            found.append(Contradiction(path, str(batch_size), allowed, beside=("cluster",)))
+            found.append(
+                Contradiction(path, str(batch_size), allowed, beside=(("cluster", "num_workers"),))
+            )
     return found
 
 
@@ -119,13 +125,16 @@ def _about_schedule(section: str, phase: OptimizerConfig | None) -> list[Contrad
     if phase is None:
         return []
     found: list[Contradiction] = []
+    path: KeyPath
     if phase.min_lr > phase.lr:
         allowed = f"at most lr, {phase.lr}"
-        found.append(Contradiction((section, "min_lr"), str(phase.min_lr), allowed))
+        path = (section, "min_lr")
+        found.append(Contradiction(path, str(phase.min_lr), allowed, beside=((section, "lr"),)))
     if phase.steps is None and phase.warmup_epochs >= phase.epochs:
         allowed = f"less than epochs, {phase.epochs}"
-        path: KeyPath = (section, "warmup_epochs")
-        found.append(Contradiction(path, str(phase.warmup_epochs), allowed))
+        path = (section, "warmup_epochs")
+        beside: tuple[KeyPath, ...] = ((section, "epochs"), (section, "steps"))
+        found.append(Contradiction(path, str(phase.warmup_epochs), allowed, beside=beside))
     clamp = phase.step_clamp if isinstance(phase, QuantTrainingConfig) else None
     if clamp is not None and clamp[0] >= clamp[1]:
         path = (section, "step_clamp")
@@ -138,5 +147,5 @@ def _about_controls(config: ExperimentConfig, body: Mapping[str, Any]) -> list[C
     from_indicators = [c for c in config.controls if c in ("reversed", "initial")]
     if config.method == "uniform" and "controls" in body and from_indicators:
         found = f"{from_indicators} with method 'uniform', which learns no indicators"
-        return [Contradiction(("controls",), found, "uniform, random", beside=("method",))]
+        return [Contradiction(("controls",), found, "uniform, random", beside=(("method",),))]
     return []
