@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from solvers.tables import BitChoices
+
 Report = Callable[[Mapping[str, float]], None]
 
 
@@ -75,6 +77,7 @@ class PhaseSpec:
         config: the phase's own configuration (a frozen dataclass of ``trainers``).
         seed: the run's seed; every random stream is derived from it by name (``seeds.py``).
         inputs: file name by role (``weights``, ``importance``, ``policies``), absolute paths.
+        choices: candidate bit-widths of the searched layers, where the phase has any.
         pins: (regular expression over layer names, weight bits, activation bits); 0 bits = leave
             the layer in full precision.
     """
@@ -85,6 +88,7 @@ class PhaseSpec:
     config: Any
     seed: int
     inputs: Mapping[str, str] = field(default_factory=dict)
+    choices: BitChoices | None = None
     pins: tuple[tuple[str, int, int], ...] = ()
 
 

@@ -20,7 +20,6 @@ from trainers.errors import DataError
 from trainers.phases import DataSpec
 from trainers.seeds import derive
 
-
 AUGMENT = ("pad", "flip")
 
 

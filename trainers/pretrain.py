@@ -1,0 +1,84 @@
+"""Train the full-precision network that every method starts from."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainers.checkpoint import save_tensors
+from trainers.data import Batch
+from trainers.evaluate import evaluate
+from trainers.loop import Move, Training
+from trainers.meters import Meter, device_name
+from trainers.optim import learning_rate, make_sgd, num_updates
+from trainers.phases import PhaseContext, PhaseResult, PhaseSpec
+from trainers.recipes import PretrainConfig
+from trainers.results import load_result, save_result
+from trainers.setup import make_data, make_network, make_plan
+
+EVALUATION_BATCH = 512
+
+
+def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
+    """Train with plain SGD and report the accuracy on the test images.
+
+    ``config`` is a ``PretrainConfig``, or None to only measure given weights.
+    Outputs: ``weights`` (state dict). Metrics: ``top1``, ``top5``, ``loss``.
+    """
+    done = load_result(context.step_dir / "result.json")
+    if done is not None:
+        return done
+    recipe: PretrainConfig | None = spec.config
+    data = make_data(spec)
+    model = make_network(spec, context)
+    meter = Meter(context.device)
+    if recipe is not None:
+        plan = make_plan(data.train, data, recipe, spec, context)
+        total = num_updates(recipe, plan.num_batches)
+
+        def accumulate(batch: Batch, update: int) -> Tensor:
+            images, labels = batch
+            loss = F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
+            meter.forward(len(labels))
+            loss.backward()
+            meter.backward()
+            return loss
+
+        move = Move(
+            name="pretrain",
+            optimizer=make_sgd(model.parameters(), recipe),
+            accumulate=accumulate,
+            learning_rate=lambda u: learning_rate(recipe, u, total, plan.num_batches),
+            clip_grad_value=recipe.clip_grad_value,
+        )
+        Training(
+            model=model,
+            plan=plan,
+            total_updates=total,
+            moves=lambda update: (move,),
+            context=context,
+            stream=spec.phase,
+            seed=spec.seed,
+            meter=meter,
+            folder=context.step_dir / "checkpoints",
+        ).run()
+    cost = meter.total()
+    evaluation = Meter(context.device)
+    metrics = evaluate(model, data.test, EVALUATION_BATCH, context, evaluation)
+    result = PhaseResult(
+        phase=spec.phase,
+        outputs={"weights": "weights.pt"},
+        metrics=metrics,
+        cost=cost,
+        eval_cost=evaluation.total(),
+        device=device_name(context.device),
+        facts={
+            "data_fingerprint": data.fingerprint,
+            "num_train_images": len(data.train),
+            "num_test_images": len(data.test),
+        },
+    )
+    if context.rank == 0:
+        save_tensors(context.step_dir / "weights.pt", model.state_dict())
+        save_result(context.step_dir / "result.json", result)
+    return result

@@ -1,0 +1,31 @@
+"""Which phases are there? Names to functions, imported only when one is run."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from trainers.errors import TrainersError
+from trainers.phases import Phase
+
+_PHASES = {
+    "pretrain": "trainers.pretrain",
+    "limpq.indicators": "trainers.limpq.indicators",
+    "weight_training": "trainers.weight_training",
+}
+
+
+def phase_names() -> tuple[str, ...]:
+    """Every phase that ``find_phase`` knows."""
+    return tuple(_PHASES)
+
+
+def find_phase(name: str) -> Phase:
+    """The ``run`` function of a phase.
+
+    Raises:
+        TrainersError: no phase of that name.
+    """
+    if name not in _PHASES:
+        raise TrainersError(f"unknown phase {name!r} (there are: {', '.join(_PHASES)})")
+    phase: Phase = import_module(_PHASES[name]).run
+    return phase

@@ -1,0 +1,37 @@
+"""A phase's result as a JSON file: written last, so that its presence means the phase is done."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from trainers.checkpoint import write_atomically
+from trainers.errors import CheckpointError
+from trainers.phases import Cost, PhaseResult
+
+SCHEMA = "phase-result/1"
+
+
+def save_result(path: Path, result: PhaseResult) -> None:
+    """Write ``result`` whole or not at all."""
+    text = json.dumps({"schema": SCHEMA, **asdict(result)}, indent=1, sort_keys=True)
+    write_atomically(path, text.encode())
+
+
+def load_result(path: Path) -> PhaseResult | None:
+    """The result at ``path``, None when there is no file.
+
+    Raises:
+        CheckpointError: the file is not a result of this version.
+    """
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text())
+        if raw.pop("schema") != SCHEMA:
+            raise ValueError(f"its schema is not {SCHEMA}")
+        costs = {name: Cost(**raw.pop(name)) for name in ("cost", "eval_cost")}
+        return PhaseResult(**raw, **costs)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a phase result: {error}") from error

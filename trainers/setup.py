@@ -1,0 +1,117 @@
+"""What every phase does first: images, network, quantizers, from a specification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from solvers.tables import BitChoices
+from trainers.checkpoint import load_tensors
+from trainers.data import BatchPlan, ImageData, balanced_fraction, load_data
+from trainers.data.images import ImageSet
+from trainers.distributed import share_from_rank_zero
+from trainers.errors import ModelError
+from trainers.models import build_model
+from trainers.phases import PhaseContext, PhaseSpec
+from trainers.quant.batchnorm import BatchNormMode
+from trainers.quant.handle import QuantNetwork
+from trainers.quant.options import QuantOptions
+from trainers.quant.wrap import quantize_network
+from trainers.recipes import OptimizerConfig, QuantTrainingConfig
+from trainers.seeds import derive
+
+# Images that decide which layer inputs can be negative.
+SAMPLE_IMAGES = 64
+
+
+def make_network(spec: PhaseSpec, context: PhaseContext) -> nn.Module:
+    """The full-precision network, alike on every rank.
+
+    Weights come from ``spec.inputs["weights"]`` (an earlier step) if given, else as the model
+    specification says; fresh ones are drawn from the run's seed.
+
+    Raises:
+        ModelError: the weights belong to another network.
+    """
+    torch.manual_seed(derive(spec.seed, "weights"))
+    model = build_model(spec.model)
+    if "weights" in spec.inputs:
+        path = Path(spec.inputs["weights"])
+        state = load_tensors(path)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ModelError(f"{path} does not fit {spec.model.name}: {error}") from error
+    model.to(context.device)
+    share_from_rank_zero(model)
+    return model
+
+
+def make_data(spec: PhaseSpec) -> ImageData:
+    """The images of the specification.
+
+    Raises:
+        ModelError: the classifier is narrower than the data has classes.
+    """
+    data = load_data(spec.data, spec.seed)
+    if data.num_classes > spec.model.num_classes:
+        raise ModelError(
+            f"{spec.data.name} has {data.num_classes} classes and {spec.model.name} was built for "
+            f"{spec.model.num_classes}; set model.num_classes"
+        )
+    return data
+
+
+def make_plan(
+    images: ImageSet,
+    data: ImageData,
+    recipe: OptimizerConfig,
+    spec: PhaseSpec,
+    context: PhaseContext,
+) -> BatchPlan:
+    """The training batches of a phase: its fraction of ``images``, its order, its augmentation."""
+    if recipe.fraction < 1.0:
+        images = images.subset(balanced_fraction(images.labels, recipe.fraction, spec.seed))
+    return BatchPlan(
+        images=images,
+        batch_size=recipe.batch_size,
+        seed=spec.seed,
+        stream=spec.phase,
+        augment=data.augment if recipe.augment else None,
+        rank=context.rank,
+        world_size=context.world_size,
+    )
+
+
+def quantize(
+    model: nn.Module,
+    data: ImageData,
+    choices: BitChoices,
+    recipe: QuantTrainingConfig,
+    spec: PhaseSpec,
+    context: PhaseContext,
+    *,
+    pins: tuple[tuple[str, int, int], ...],
+    batchnorm: BatchNormMode = "shared",
+) -> QuantNetwork:
+    """Wrap ``model``; which inputs are signed is decided on the same training images everywhere."""
+    some = torch.arange(min(SAMPLE_IMAGES, len(data.train)))
+    sample, _ = data.train.batch(some, None)
+    network = quantize_network(
+        model,
+        choices=choices,
+        sample=sample.to(context.device),
+        pins=pins,
+        batchnorm=batchnorm,
+        options=QuantOptions(
+            weight_init="lsq+" if recipe.weight_init == "lsq_plus" else recipe.weight_init,
+            act_init=recipe.act_init,
+            step_range=recipe.step_clamp,
+            grad_scale=recipe.grad_scale,
+            negative_inputs=recipe.negative_inputs,
+        ),
+    )
+    network.set_world_size(context.world_size)
+    return network

@@ -1,0 +1,184 @@
+"""Train the weights at fixed bits: one policy after another on one worker group.
+
+Starting a worker group costs 9 to 30 s, often more than a small training, so a group takes a
+*batch* of policies. Each has a folder, checkpoints and a result of its own: a group that is killed
+goes on with the policy it was at, and one that diverges does not stop the next.
+
+LIMPQ starts every policy from the full-precision weights and throws the indicator phase's weights
+away; MetaMix hands over its meta-state. Both are the role ``weights`` of the inputs.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from solvers.storage import load_costs, load_policy
+from torch import Tensor
+from torch.nn import functional as F
+
+from solvers.policy import Policy, check_fits
+from solvers.tables import BitChoices, CostTable
+from trainers.checkpoint import save_tensors
+from trainers.data import Batch, ImageData
+from trainers.errors import DivergedError
+from trainers.evaluate import evaluate, reestimate_batchnorm
+from trainers.loop import Move, Training
+from trainers.meters import Meter, device_name
+from trainers.optim import learning_rate, make_sgd, num_updates
+from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
+from trainers.recipes import TrainConfig
+from trainers.results import load_result, save_result
+from trainers.setup import make_data, make_network, make_plan, quantize
+
+log = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 512
+
+
+def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
+    """Train and measure every policy of the batch.
+
+    ``config`` is a ``TrainConfig``. Inputs: ``weights``, ``costs``, and one entry
+    ``policy:<policy id>`` per policy, in the order they are trained. Outputs of each policy are in
+    ``policies/<policy id>/``: ``weights.pt`` and ``result.json``.
+
+    Returns:
+        The sum over the batch; ``metrics`` counts the policies trained and diverged.
+    """
+    costs = load_costs(Path(spec.inputs["costs"]))
+    data = make_data(spec)
+    results = []
+    for role, path in spec.inputs.items():
+        if not role.startswith("policy:"):
+            continue
+        policy = load_policy(Path(path))
+        check_fits(policy, costs)
+        folder = context.step_dir / "policies" / policy.policy_id
+        result = train_policy(policy, costs, data, spec, replace(context, step_dir=folder))
+        results.append(result)
+    return PhaseResult(
+        phase=spec.phase,
+        metrics={
+            "policies": float(len(results)),
+            "diverged": float(sum("diverged" in r.facts for r in results)),
+        },
+        cost=sum((r.cost for r in results), Cost()),
+        eval_cost=sum((r.eval_cost for r in results), Cost()),
+        device=device_name(context.device),
+    )
+
+
+def train_policy(
+    policy: Policy, costs: CostTable, data: ImageData, spec: PhaseSpec, context: PhaseContext
+) -> PhaseResult:
+    """Train one policy from the full-precision weights; a finished one is returned as stored.
+
+    A divergence is a result (``facts["diverged"]`` says where), because the other policies of the
+    batch go on and the table must show it.
+    """
+    done = load_result(context.step_dir / "result.json")
+    if done is not None:
+        return done
+    recipe: TrainConfig = spec.config
+    pins, choices = _fixed_bits(policy, costs)
+    network = quantize(make_network(spec, context), data, choices, recipe, spec, context, pins=pins)
+    network.set_bits({name: (b.weight_bits, b.act_bits) for name, b in policy.layers})
+    model = network.model
+    plan = make_plan(data.train, data, recipe, spec, context)
+    total = num_updates(recipe, plan.num_batches)
+    meter = Meter(context.device)
+
+    def accumulate(batch: Batch, update: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
+        meter.forward(len(labels))
+        loss.backward()
+        meter.backward()
+        return loss
+
+    move = Move(
+        name="train",
+        optimizer=make_sgd(model.parameters(), recipe),
+        accumulate=accumulate,
+        learning_rate=lambda u: learning_rate(recipe, u, total, plan.num_batches),
+        clip_grad_value=recipe.clip_grad_value,
+    )
+    facts = {"policy_id": policy.policy_id, "num_updates": total}
+    curve: dict[str, float] = {}
+
+    def after_epoch(epoch: int) -> dict[str, float]:
+        if not recipe.evaluate_every or (epoch + 1) % recipe.evaluate_every:
+            return {}
+        measured = evaluate(model, data.test, EVALUATION_BATCH, context, meter)
+        curve[f"top1_epoch_{epoch + 1}"] = measured["top1"]
+        return {"top1": measured["top1"]}
+
+    try:
+        metrics = Training(
+            model=model,
+            plan=plan,
+            total_updates=total,
+            moves=lambda update: (move,),
+            context=context,
+            stream=f"{spec.phase}/{policy.policy_id}",
+            seed=spec.seed,
+            meter=meter,
+            folder=context.step_dir / "checkpoints",
+            after_epoch=after_epoch,
+        ).run()
+    except DivergedError as error:
+        log.warning("policy %s diverged: %s", policy.policy_id, error)
+        result = PhaseResult(
+            phase=spec.phase,
+            cost=meter.total(),
+            device=device_name(context.device),
+            facts={**facts, "diverged": str(error)},
+        )
+        if context.rank == 0:
+            save_result(context.step_dir / "result.json", result)
+        return result
+    cost = meter.total()
+    evaluation = Meter(context.device)
+    if recipe.bn_reestimate_images:
+        reestimate_batchnorm(model, plan.epoch(0), recipe.bn_reestimate_images, context, evaluation)
+    metrics = {
+        **metrics,
+        **curve,
+        **evaluate(model, data.test, EVALUATION_BATCH, context, evaluation),
+    }
+    result = PhaseResult(
+        phase=spec.phase,
+        outputs={"weights": "weights.pt"},
+        metrics=metrics,
+        cost=cost,
+        eval_cost=evaluation.total(),
+        device=device_name(context.device),
+        facts={**facts, "data_fingerprint": data.fingerprint, "input_ranges": dict(network.kinds)},
+    )
+    if context.rank == 0:
+        save_tensors(context.step_dir / "weights.pt", model.state_dict())
+        save_result(context.step_dir / "result.json", result)
+    context.report({"policy_top1": metrics["top1"]})
+    return result
+
+
+def _fixed_bits(
+    policy: Policy, costs: CostTable
+) -> tuple[tuple[tuple[str, int, int], ...], BitChoices]:
+    """Pins of the pinned layers, and one candidate pair for each of the others."""
+    import re
+
+    pinned = {layer.name for layer in costs if layer.pinned is not None}
+    pins = tuple(
+        (re.escape(name), b.weight_bits, b.act_bits) for name, b in policy.layers if name in pinned
+    )
+    overrides = tuple(
+        (name, (b.weight_bits,), (b.act_bits,)) for name, b in policy.layers if name not in pinned
+    )
+    first = next(b for _, b in policy.layers)
+    choices = BitChoices(
+        weight_bits=(first.weight_bits,), act_bits=(first.act_bits,), overrides=overrides
+    )
+    return pins, choices

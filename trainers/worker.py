@@ -1,0 +1,84 @@
+"""The only file that knows Ray Train: it turns a phase into the loop of one worker.
+
+Everything that outlives the worker is in the step's folder: checkpoints, outputs, ``result.json``.
+So a worker group that Ray restarts after a failure, and a whole run that is started again, take
+the same road: the phase looks for its newest checkpoint. Ray's own report carries only numbers,
+once an epoch at most, because each one is a barrier that the controller drains at its polling
+interval.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from solvers.errors import SolversError
+from trainers.errors import TrainersError
+from trainers.phases import PhaseContext, PhaseSpec
+from trainers.registry import find_phase
+
+log = logging.getLogger(__name__)
+
+STOP_FILE = "stop-requested"
+_STOP_POLL_S = 1.0
+
+
+def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """The training function of every rank.
+
+    Args:
+        settings: ``spec`` (PhaseSpec), ``step_dir``, ``run_dir`` (where the driver leaves its stop
+            request), ``num_threads``.
+
+    Returns:
+        When this rank began and how long it worked, for the run's account of its wall time; and
+        the error of a phase that refused or gave up. That one is returned, not raised: Ray would
+        restart the group for it, and a diverged training or an unreadable file fails again.
+    """
+    began = time.time()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    torch.set_num_threads(settings["num_threads"])
+    train_context = ray.train.get_context()
+    spec: PhaseSpec = settings["spec"]
+    context = PhaseContext(
+        step_dir=Path(settings["step_dir"]),
+        rank=train_context.get_world_rank(),
+        world_size=train_context.get_world_size(),
+        device=str(ray.train.torch.get_device()),
+        report=_report,
+        should_stop=_StopRequest(Path(settings["run_dir"]) / STOP_FILE),
+    )
+    error: Exception | None = None
+    try:
+        find_phase(spec.phase)(spec, context)
+    except (TrainersError, SolversError) as refused:
+        log.warning("%s ended: %s", spec.phase, refused)
+        error = refused
+    return {"began_unix_s": began, "worked_s": time.time() - began, "error": error}
+
+
+def _report(metrics: Mapping[str, float]) -> None:
+    ray.train.report(dict(metrics))
+
+
+class _StopRequest:
+    """Whether the driver left a stop request; looks at the file at most once a second."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._asked = False
+        self._next_look = 0.0
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if not self._asked and now >= self._next_look:
+            self._next_look = now + _STOP_POLL_S
+            self._asked = self.path.exists()
+        return self._asked
