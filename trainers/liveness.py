@@ -61,8 +61,10 @@ class ActivationTrace:
         if not reads:
             return
         operation = _Operation(name, reads)
+        if "norm" in name:
+            outputs = outputs[:1]  # the others are statistics
         for out in outputs:
-            # Indices of a max-pooling and statistics of a BatchNorm are no activations.
+            # Indices of a max-pooling are no activations.
             if not out.is_floating_point() or out.numel() == 0:
                 continue
             self._hold(out)

@@ -1,0 +1,116 @@
+"""Which networks are there, and how does a name become one?
+
+Three sources: this project's own definitions, torchvision's classification networks under
+torchvision's names, and ``module:factory`` for anything the user trusts enough to import.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from trainers.errors import ModelError
+from trainers.models.cifar_resnet import CifarResNet
+from trainers.models.mobilenet_v1 import MobileNetV1
+from trainers.models.weights import load_weights, torchvision_state
+from trainers.phases import ModelSpec
+
+_CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56)
+
+
+def _cifar(depth: int) -> Callable[..., nn.Module]:
+    def make(num_classes: int = 10, **options: Any) -> nn.Module:
+        return CifarResNet(depth, num_classes=num_classes, **options)
+
+    return make
+
+
+_OWN: Mapping[str, Callable[..., nn.Module]] = {
+    **{f"cifar_resnet{depth}": _cifar(depth) for depth in _CIFAR_DEPTHS},
+    "mobilenet_v1": MobileNetV1,
+}
+
+
+def model_names(*, torchvision: bool = True) -> tuple[str, ...]:
+    """All names that ``build_model`` knows.
+
+    Args:
+        torchvision: false leaves torchvision's names out, whose import takes 3-4 seconds.
+    """
+    names = sorted(_OWN)
+    if torchvision:
+        names += [name for name in _torchvision_names() if name not in _OWN]
+    return tuple(names)
+
+
+def build_model(spec: ModelSpec) -> nn.Module:
+    """The network of ``spec`` with its weights loaded, on the CPU in training mode.
+
+    Raises:
+        ModelError: unknown name, options the network does not take, or weights that are missing,
+            unreadable or another network's.
+    """
+    model = _create(spec)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model {spec.name!r}: the factory returned {type(model).__name__}, not a Module"
+        )
+    if spec.weights == "torchvision":
+        if spec.name in _OWN or ":" in spec.name:
+            raise ModelError(f"model {spec.name!r}: torchvision publishes no weights for it")
+        load_weights(model, torchvision_state(spec.name), "torchvision's published weights")
+    elif spec.weights is not None:
+        load_weights(model, spec.weights, spec.weights)
+    return model
+
+
+def _create(spec: ModelSpec) -> nn.Module:
+    factory = _factory(spec.name)
+    try:
+        return factory(num_classes=spec.num_classes, **spec.options)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"model {spec.name!r} with num_classes={spec.num_classes} and options "
+            f"{dict(spec.options)}: {error}"
+        ) from error
+
+
+def _factory(name: str) -> Callable[..., nn.Module]:
+    if name in _OWN:
+        return _OWN[name]
+    if ":" in name:
+        return _imported(name)
+    if name not in _torchvision_names():
+        near = difflib.get_close_matches(name, model_names(), n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ModelError(f"unknown model {name!r}{hint} (own networks are given as module:factory)")
+    from torchvision import models
+
+    def make(**options: Any) -> nn.Module:
+        model: nn.Module = models.get_model(name, weights=None, **options)
+        return model
+
+    return make
+
+
+def _imported(name: str) -> Callable[..., nn.Module]:
+    module_name, _, factory_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"model {name!r}: cannot import {module_name!r}: {error}") from error
+    factory: Callable[..., nn.Module] | None = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise ModelError(f"model {name!r}: {module_name!r} has no factory {factory_name!r}")
+    return factory
+
+
+def _torchvision_names() -> tuple[str, ...]:
+    from torchvision import models
+
+    # Only the top module: detection, segmentation and video models are no classifiers.
+    return tuple(models.list_models(module=models))

@@ -1,0 +1,130 @@
+"""How is a tensor quantized with a learned step size, and what is the gradient of the step?
+
+LSQ, the quantizer of LIMPQ's equation 1:
+
+    o = clamp(round(v / s), Qn, Qp) * s
+
+    do/dv = 1 where Qn < v/s < Qp, else 0
+    do/ds = round(v/s) - v/s inside, Qn at or below the lower bound, Qp at or above the upper one
+
+Fused: forward and backward are one node of the graph that keeps ``v`` and ``o``, which the
+surrounding layers keep anyway. With grad_v known, the step's gradient needs no third tensor:
+
+    grad_s = g * (<grad_o, o> - <grad_v, v>) / s
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def lsq(
+    v: Tensor, step: Tensor, qn: int, qp: int, grad_scale: float, *, compiled: bool = False
+) -> Tensor:
+    """Quantize ``v`` to the levels ``step * qn ... step * qp``.
+
+    Args:
+        v: any shape and floating dtype; 16-bit inputs are computed in float32, since v / s has
+            only 8 significant bits in bfloat16.
+        step: 0-dim tensor, positive.
+        qn: lowest level, 0 or negative.
+        qp: highest level.
+        grad_scale: factor g on the step's gradient.
+        compiled: run both directions through ``torch.compile``.
+
+    Returns:
+        Tensor of the shape and dtype of ``v``.
+    """
+    o: Tensor = _Lsq.apply(v, step, qn, qp, grad_scale, compiled)
+    return o
+
+
+def scale_of_gradient(num_elements: int, qp: int) -> float:
+    """LSQ's g = 1 / sqrt(numel * Qp), which keeps the step's update in proportion to its value."""
+    return 1.0 / math.sqrt(num_elements * qp)
+
+
+class _Lsq(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, v: Tensor, step: Tensor, qn: int, qp: int, grad_scale: float, compiled: bool
+    ) -> Tensor:
+        ctx.bounds, ctx.grad_scale, ctx.compiled = (qn, qp), grad_scale, compiled
+        o: Tensor = _forward_of(compiled)(v, step, qn, qp)
+        if _is_narrow(v):
+            # A rounded o would swamp o - v, so backward computes it again in float32.
+            ctx.save_for_backward(v, step)
+        else:
+            ctx.save_for_backward(v, step, o)
+        return o
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_o: Tensor) -> tuple[Tensor | None, ...]:
+        qn, qp = ctx.bounds
+        v, step, *saved = ctx.saved_tensors
+        with torch.autocast(device_type=v.device.type, enabled=False):
+            o = saved[0] if saved else _levels(v.float(), step, qn, qp)
+            grad_v, grad_s = _backward_of(ctx.compiled)(grad_o, v, step, o, qn, qp)
+            grad_s = (grad_s * ctx.grad_scale).to(step.dtype)
+        return grad_v, grad_s, None, None, None, None
+
+
+def _is_narrow(v: Tensor) -> bool:
+    return v.dtype in (torch.bfloat16, torch.float16)
+
+
+def _levels(v: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
+    return torch.div(v, step).round_().clamp_(qn, qp).mul_(step)
+
+
+def _forward(v: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
+    if _is_narrow(v):
+        return _levels(v.float(), step, qn, qp).to(v.dtype)
+    return _levels(v, step, qn, qp)
+
+
+def _backward(
+    grad_o: Tensor, v: Tensor, step: Tensor, o: Tensor, qn: int, qp: int
+) -> tuple[Tensor, Tensor]:
+    dtype = v.dtype
+    if _is_narrow(v):
+        v, grad_o = v.float(), grad_o.float()
+    if v.device.type == "cpu":
+        # One pass; the bounds are numbers, which costs nothing here but would stall a GPU.
+        s = step.item()
+        low, high = sorted((qn * s, qp * s))
+        grad_v = torch.ops.aten.hardtanh_backward(grad_o, v, low, high)
+    else:
+        ratio = v / step
+        grad_v = grad_o * ((ratio > qn) & (ratio < qp))
+    grad_s = (_inner(grad_o, o) - _inner(grad_v, v)) / step
+    return grad_v.to(dtype), grad_s
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> in memory order, so that channels_last tensors are read without a copy."""
+    if a.dim() == 4 and not a.is_contiguous():
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+def _forward_of(compiled: bool) -> Any:
+    if not compiled:
+        return _forward
+    from trainers.quant import compiled as kernels
+
+    return kernels.forward
+
+
+def _backward_of(compiled: bool) -> Any:
+    if not compiled:
+        return _backward
+    from trainers.quant import compiled as kernels
+
+    return kernels.backward
