@@ -1,0 +1,161 @@
+"""How are many results kept? ``results/1``: one Parquet row a solve, infeasible ones included.
+
+Policies stand in a row as two lists of bits in the order of the layers named in the metadata, so
+that ten thousand of them are a few hundred kilobytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from solvers.certificate import SolveStatus
+from solvers.decode import Fields
+from solvers.errors import FormatError
+from solvers.parquet import read_table, write_table
+from solvers.tables import LayerBits
+
+RESULTS_SCHEMA = "results/1"
+_COLUMNS = (
+    "label", "alpha", "limits", "status", "policy_id", "objective", "bound", "uses", "solver",
+    "wall_s", "cpu_s", "weight_bits", "act_bits", "reason",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultRow:
+    """One solve among many.
+
+    Attributes:
+        label: device or limit it was solved for.
+        alpha: weight of the weight indicators.
+        limits: its limits as text, joined by a space.
+        status: how it ended.
+        policy_id: empty without a policy.
+        objective: of the policy.
+        bound: proven lower bound.
+        uses: integer use of each limit, in their order.
+        solver: backend that answered.
+        wall_s: wall seconds of this solve.
+        cpu_s: CPU seconds of this solve.
+        bits: bits of each layer in execution order; empty without a policy.
+        reason: why nothing fits; empty otherwise.
+    """
+
+    label: str
+    alpha: float
+    limits: str
+    status: SolveStatus
+    policy_id: str
+    objective: float | None
+    bound: float | None
+    uses: tuple[int, ...]
+    solver: str
+    wall_s: float
+    cpu_s: float
+    bits: tuple[LayerBits, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """Many solves on one network."""
+
+    model: str
+    fingerprint: str
+    accounting: str
+    layers: tuple[str, ...]
+    rows: tuple[ResultRow, ...]
+
+
+def save_results(path: Path | str, results: Results) -> None:
+    """Write ``results/1``, atomically."""
+    rows = results.rows
+    columns: dict[str, Any] = {
+        "label": pa.array([r.label for r in rows], pa.string()),
+        "alpha": pa.array([r.alpha for r in rows], pa.float64()),
+        "limits": pa.array([r.limits for r in rows], pa.string()),
+        "status": pa.array([r.status.value for r in rows], pa.string()),
+        "policy_id": pa.array([r.policy_id for r in rows], pa.string()),
+        "objective": pa.array([r.objective for r in rows], pa.float64()),
+        "bound": pa.array([r.bound for r in rows], pa.float64()),
+        "uses": pa.array([list(r.uses) for r in rows], pa.list_(pa.int64())),
+        "solver": pa.array([r.solver for r in rows], pa.string()),
+        "wall_s": pa.array([r.wall_s for r in rows], pa.float64()),
+        "cpu_s": pa.array([r.cpu_s for r in rows], pa.float64()),
+        "weight_bits": pa.array([[b.weight_bits for b in r.bits] for r in rows], _BITS),
+        "act_bits": pa.array([[b.act_bits for b in r.bits] for r in rows], _BITS),
+        "reason": pa.array([r.reason for r in rows], pa.string()),
+    }
+    write_table(path, RESULTS_SCHEMA, results_facts(results), columns)
+
+
+_BITS = pa.list_(pa.int8())
+
+
+def results_facts(results: Results) -> dict[str, Any]:
+    """The part of ``results/1`` that is not a column."""
+    return {
+        "model": results.model,
+        "fingerprint": results.fingerprint,
+        "accounting": results.accounting,
+        "layers": list(results.layers),
+    }
+
+
+def load_results(path: Path | str) -> Results:
+    """Read ``results/1``.
+
+    Raises:
+        FormatError: the file is not one.
+    """
+    facts, columns = read_table(path, RESULTS_SCHEMA, _COLUMNS)
+    about = Fields.of(facts, str(path))
+    layers = tuple(str(name) for name in about.listed("layers"))
+    rows: list[ResultRow] = []
+    for i in range(len(columns["label"])):
+        row = {name: columns[name][i] for name in _COLUMNS}
+        weight_bits, act_bits = row.pop("weight_bits") or [], row.pop("act_bits") or []
+        if len(weight_bits) != len(act_bits) or len(weight_bits) not in (0, len(layers)):
+            raise FormatError(f"{path}: row {i}: weight_bits and act_bits do not match the layers")
+        try:
+            row["status"] = SolveStatus(row["status"])
+        except ValueError:
+            raise FormatError(f"{path}: row {i}: status {row['status']!r} is unknown") from None
+        pairs = zip(weight_bits, act_bits, strict=True)
+        row["bits"] = tuple(LayerBits(weight_bits=w, act_bits=a) for w, a in pairs)
+        row["uses"] = tuple(row["uses"] or ())
+        rows.append(ResultRow(**row))
+    return Results(
+        model=about.text("model"),
+        fingerprint=about.text("fingerprint"),
+        accounting=about.text("accounting"),
+        layers=layers,
+        rows=tuple(rows),
+    )
+
+
+def merge_results(parts: Sequence[Results]) -> Results:
+    """Several chunks of one sweep as one.
+
+    Raises:
+        FormatError: they are of different networks or accountings.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        if (part.fingerprint, part.accounting) != (first.fingerprint, first.accounting):
+            raise FormatError(
+                f"results of {part.model!r} ({part.accounting}) do not belong with those of "
+                f"{first.model!r} ({first.accounting})"
+            )
+    return Results(
+        model=first.model,
+        fingerprint=first.fingerprint,
+        accounting=first.accounting,
+        layers=first.layers,
+        rows=tuple(row for part in parts for row in part.rows),
+    )
