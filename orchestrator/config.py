@@ -32,12 +32,10 @@ class KnownNames:
     Attributes:
         models: networks; None = do not check.
         datasets: data sets; None = do not check.
-        accountings: cost accountings; None = do not check.
     """
 
     models: Collection[str] | None = None
     datasets: Collection[str] | None = None
-    accountings: Collection[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +61,7 @@ def load_config(
     Args:
         path: the YAML file.
         overrides: ``a.b=value`` texts; later ones win.
-        names: names that exist, for checking ``model.name``, ``data.name`` and ``accounting``.
+        names: names that exist, for checking ``model.name`` and ``data.name``.
 
     Raises:
         ConfigError: anything is wrong; holds every problem.
@@ -123,9 +121,7 @@ def _validate(
     left out, and a contradiction that would rest on one of them is not reported.
     """
     body = _with_implied(tree)
-    context = {
-        "models": names.models, "datasets": names.datasets, "accountings": names.accountings
-    }  # fmt: skip
+    context = {"models": names.models, "datasets": names.datasets}
     config, error = _try(body, context)
     if error is None:
         assert config is not None

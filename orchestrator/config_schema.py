@@ -20,6 +20,9 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from solvers.accounting import accounting_named
+from solvers.errors import LimitError, TableError
+from solvers.limits import limit_from
 from trainers.limpq.config import IndicatorConfig
 from trainers.phases import DataSpec, ModelSpec
 from trainers.recipes import CLOSED, EvaluateConfig, PretrainConfig, TrainConfig
@@ -98,12 +101,32 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if is_number else value
 
 
+def _limits(value: Mapping[str, str]) -> Mapping[str, str]:
+    faults = []
+    for kind, amount in value.items():
+        try:
+            limit_from(kind, amount)
+        except LimitError as error:
+            faults.append(str(error))
+    if faults:
+        raise PydanticCustomError("mpq_allowed", "limits ({why})", {"why": "; ".join(faults)})
+    return value
+
+
+def _accounting(value: str) -> str:
+    try:
+        accounting_named(value)
+    except TableError as error:
+        raise PydanticCustomError("mpq_allowed", "{why}", {"why": str(error)}) from error
+    return value
+
+
 Bits = Annotated[int, Ge(2), Le(MAX_BITS)]
 PinBits = Annotated[int, Ge(0), Le(MAX_BITS)]
 Candidates = Annotated[tuple[Bits, ...], MinLen(1), AfterValidator(_ascending)]
 Regex = Annotated[str, MinLen(1), AfterValidator(_regex)]
 LimitText = Annotated[str, BeforeValidator(_number_as_text)]
-LimitSet = Annotated[Mapping[str, LimitText], MinLen(1)]
+LimitSet = Annotated[Mapping[str, LimitText], MinLen(1), AfterValidator(_limits)]
 Alpha = Annotated[float, Ge(0.0), Le(1e6)]
 
 
@@ -309,7 +332,7 @@ class ExperimentConfig:
         bits: candidate bit-widths.
         pins: fixed layers besides the first and the last.
         groups: layers that share their bits.
-        accounting: named cost accounting; ``standard`` is audited against both papers.
+        accounting: how costs are counted: ``standard``, or switches of ``solvers.accounting``.
         cluster: processes and resources.
         pretrain: training of the full-precision network; null when ``model.weights`` names one.
         indicators: LIMPQ's joint indicator training.
@@ -332,7 +355,7 @@ class ExperimentConfig:
     bits: BitsConfig = field(default_factory=BitsConfig)
     pins: tuple[PinConfig, ...] = ()
     groups: tuple[GroupConfig, ...] = ()
-    accounting: Annotated[str, MinLen(1), _known("accountings")] = "standard"
+    accounting: Annotated[str, AfterValidator(_accounting)] = "standard"
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     pretrain: PretrainConfig | None = field(default_factory=PretrainConfig)
     indicators: IndicatorConfig = field(default_factory=IndicatorConfig)

@@ -1,0 +1,150 @@
+"""The command ``mpq``: finds the verb, and turns every error into one message and an exit code.
+
+Nothing heavy is imported before a verb runs, so ``mpq --help`` answers within half a second. A
+verb is a file ``orchestrator/commands/<verb>.py`` with a click command named ``command``; it may
+return an ``ExitCode``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+
+from orchestrator.errors import ExitCode, UserError
+
+# One line each, here and not in the files, so that listing the verbs imports none of them.
+VERBS: Mapping[str, str] = {
+    "run": "Run an experiment, or go on with it where it stopped.",
+    "plan": "Say what a run would do, and which limits are infeasible; touches nothing.",
+    "status": "Say how a run stands; needs no cluster.",
+    "report": "Write a run's report and figures again from its records.",
+    "compare": "Put the results of several runs into one table.",
+    "sync": "Bring MLflow up to date with a run's journal.",
+    "costs": "Print what a network costs, layer by layer.",
+    "solve": "Assign bits from tables on disk; no torch, no Ray.",
+    "sweep": "Solve many alphas and limits from saved indicators.",
+    "explain": "Say why layers got their bits.",
+    "doctor": "Check versions, names, disk and security settings.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a verb's file when the verb is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        folder = Path(__file__).parent / "commands"
+        return [verb for verb in VERBS if (folder / f"{verb}.py").is_file()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"orchestrator.commands.{cmd_name}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0], self.list_commands(ctx), n=2)
+            hint = f"did you mean {' or '.join(close)}?" if close else "see mpq --help"
+            raise click.UsageError(f"no such command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            rows = [(verb, VERBS[verb]) for verb in self.list_commands(ctx)]
+            formatter.write_dl(rows or [("(none)", "no verb is installed")])
+
+
+def _version() -> str:
+    try:
+        return version("mpq-orchestrator")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(_version(), prog_name="mpq")
+def cli() -> None:
+    """Mixed-precision quantization experiments, on a laptop or a Ray cluster."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and leave the process with its exit code."""
+    sys.exit(int(run_command(arguments)))
+
+
+def run_command(arguments: Sequence[str] | None = None) -> ExitCode:
+    """Run the command; every error becomes a message on stderr and an exit code."""
+    try:
+        result = cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="mpq",
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.BAD_INPUT
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("mpq: interrupted", err=True)
+        return ExitCode.INTERRUPTED
+    except UserError as error:
+        click.echo(f"mpq: {error}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output left (mpq ... | head); keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+    except Exception as error:
+        code = _room_exit_code(error)
+        if code is not None:
+            click.echo(f"mpq: {error}", err=True)
+            return code
+        return _report_defect(error)
+    return result if isinstance(result, ExitCode) else ExitCode(int(result or 0))
+
+
+def _room_exit_code(error: Exception) -> ExitCode | None:
+    """The exit code of an error that another room raised on purpose, else None."""
+    from solvers.errors import SolverFailedError, SolversError
+    from trainers.errors import DivergedError, InterruptedPhaseError, TrainersError
+
+    if isinstance(error, SolverFailedError):
+        return ExitCode.INTERNAL
+    if isinstance(error, DivergedError):
+        return ExitCode.INCOMPLETE
+    if isinstance(error, InterruptedPhaseError):
+        return ExitCode.INTERRUPTED
+    return ExitCode.BAD_INPUT if isinstance(error, (SolversError, TrainersError)) else None
+
+
+def _report_defect(error: Exception) -> ExitCode:
+    """Keep the traceback in a private file and say where it is."""
+    handle, path = tempfile.mkstemp(prefix="mpq-error-", suffix=".txt")
+    with os.fdopen(handle, "w") as stream:
+        stream.write("".join(traceback.format_exception(error)))
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    click.echo(
+        f"mpq: internal error: {type(error).__name__}: {first_line}\n"
+        f"  where: the traceback is in {path}\n"
+        "  do:    please report it with that file; finished steps are safe",
+        err=True,
+    )
+    return ExitCode.INTERNAL
+
+
+if __name__ == "__main__":
+    main()

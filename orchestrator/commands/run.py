@@ -1,0 +1,43 @@
+"""``mpq run``: run an experiment, or go on with it where it stopped."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from orchestrator.errors import ExitCode
+
+
+@click.command()
+@click.argument("config", type=click.Path())
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one key, e.g. train.epochs=3; may be given several times.",
+)
+@click.option("--address", help="Running Ray cluster to join; default: one on this machine.")
+@click.option("--fork", metavar="NAME",
+              help="Run under another name; the run of the file stays as it is.")  # fmt: skip
+def command(
+    config: str, overrides: tuple[str, ...], address: str | None, fork: str | None
+) -> ExitCode:
+    """Run the experiment of the file CONFIG.
+
+    Finished steps are skipped after their outputs verify, so the same command goes on after an
+    interruption. A changed configuration is refused (exit 5) unless --fork names a new run.
+    """
+    from orchestrator.config import load_config
+    from orchestrator.names import known_names
+
+    if fork is not None:
+        overrides = (*overrides, f"name={json.dumps(fork)}")
+    if address is not None:
+        overrides = (*overrides, f"cluster.address={json.dumps(address)}")
+    loaded = load_config(config, overrides, known_names())
+
+    from orchestrator.pipeline import run_experiment
+
+    return run_experiment(loaded)
