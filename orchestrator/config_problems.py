@@ -59,8 +59,13 @@ class Places:
 def explain(error: ValidationError, places: Places) -> list[ConfigProblem]:
     """Every complaint of the validator as one problem each."""
     problems = []
-    for each in error.errors(include_url=False):
+    complaints = error.errors(include_url=False)
+    wrong = [tuple(each["loc"]) for each in complaints]
+    for each in complaints:
         path = tuple(each["loc"])
+        # The validator counts only sound entries, and calls a list of wrong ones too short.
+        if each["type"] == "too_short" and any(w[:-1] == path for w in wrong):
+            continue
         found = _shown(each["input"])
         context = each.get("ctx", {})
         kind = each["type"]
