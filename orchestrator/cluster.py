@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from orchestrator.config_schema import ClusterConfig
 from orchestrator.errors import ResourceError
 
 # Workers share what the trial drivers of Ray Tune leave: one of those asks for 0.01 CPU, so
@@ -48,7 +49,6 @@ def set_environment() -> None:
     # The controller drains reports and sees a finished group once per interval (2 s by default).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # Tune and the driver write progress of their own; the run prints one line per event.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
@@ -108,3 +108,24 @@ def check_fits(resources: Resources, available: dict[str, float]) -> None:
                 "Ray would wait for ever for workers that cannot be placed",
                 "ask for fewer workers or less per worker, or join a larger cluster",
             )
+
+
+def resources_for(cluster: ClusterConfig, available: dict[str, float]) -> Resources:
+    """What each worker group of a run asks for; defaults are equal shares of the cluster.
+
+    Raises:
+        ResourceError: more than the cluster has.
+    """
+    cpus = cluster.cpus_per_worker
+    if cpus is None:
+        cpus = worker_cpus(available.get("CPU", 1.0), cluster.num_workers)
+    resources = Resources(
+        num_workers=cluster.num_workers,
+        cpus_per_worker=cpus,
+        gpus_per_worker=cluster.gpus_per_worker,
+        num_threads=cluster.threads_per_worker or max(1, round(cpus)),
+        placement=cluster.placement,
+        max_failures=cluster.max_failures,
+    )
+    check_fits(resources, available)
+    return resources

@@ -163,7 +163,9 @@ def state_hash(state: Mapping[str, Any]) -> str:
     def feed(value: Any) -> None:
         if isinstance(value, torch.Tensor):
             digest.update(str(value.dtype).encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(
+                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
         elif isinstance(value, Mapping):
             for key in sorted(value, key=str):
                 digest.update(str(key).encode())

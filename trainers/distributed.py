@@ -62,7 +62,7 @@ def reduce_gradients(parameters: Iterable[nn.Parameter], loss: Tensor, stop: boo
     gradients = [p.grad for p in parameters if p.grad is not None]
     ranks = world_size()
     if ranks == 1:
-        return [float(loss), float(stop)]
+        return [float(loss.detach()), float(stop)]
     # The two words ride along in float32: exact for a count, enough for a logged loss.
     words = torch.stack([loss.detach().float() / ranks, loss.new_tensor(float(stop))])
     flat = torch.cat([words, *(g.reshape(-1).float() / ranks for g in gradients)])

@@ -16,15 +16,32 @@ from torch import nn
 from trainers.recipes import OptimizerConfig
 
 
-def make_sgd(parameters: Iterable[nn.Parameter], recipe: OptimizerConfig) -> torch.optim.SGD:
-    """SGD over ``parameters``; vectors (biases, BatchNorm, step sizes) decay only if asked to."""
+def make_sgd(
+    parameters: Iterable[nn.Parameter],
+    recipe: OptimizerConfig,
+    *,
+    steps: Iterable[nn.Parameter] = (),
+    steps_lr_factor: float = 1.0,
+) -> torch.optim.SGD:
+    """SGD over ``parameters``; vectors (biases, BatchNorm, step sizes) decay only if asked to.
+
+    Args:
+        parameters: all of them; those that take no gradient are left out.
+        recipe: rates and decay.
+        steps: those of ``parameters`` that are step sizes.
+        steps_lr_factor: their learning rate in units of the recipe's.
+    """
     parameters = [p for p in parameters if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim > 1 or recipe.decay_vectors]
-    vectors = [p for p in parameters if p.ndim <= 1 and not recipe.decay_vectors]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    apart = {id(p) for p in steps} if steps_lr_factor != 1.0 else set()
+    groups = []
+    for is_apart, factor in ((False, 1.0), (True, steps_lr_factor)):
+        chosen = [p for p in parameters if (id(p) in apart) == is_apart]
+        matrices = [p for p in chosen if p.ndim > 1 or recipe.decay_vectors]
+        vectors = [p for p in chosen if p.ndim <= 1 and not recipe.decay_vectors]
+        groups += [
+            {"params": matrices, "weight_decay": recipe.weight_decay, "lr_factor": factor},
+            {"params": vectors, "weight_decay": 0.0, "lr_factor": factor},
+        ]
     return torch.optim.SGD(
         [group for group in groups if group["params"]],
         lr=recipe.lr,

@@ -10,6 +10,8 @@ from trainers.phases import Phase
 _PHASES = {
     "pretrain": "trainers.pretrain",
     "limpq.indicators": "trainers.limpq.indicators",
+    "metamix.meta": "trainers.metamix.meta",
+    "metamix.bit_selection": "trainers.metamix.bit_selection",
     "weight_training": "trainers.weight_training",
 }
 

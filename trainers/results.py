@@ -31,7 +31,7 @@ def load_result(path: Path) -> PhaseResult | None:
         raw = json.loads(path.read_text())
         if raw.pop("schema") != SCHEMA:
             raise ValueError(f"its schema is not {SCHEMA}")
-        costs = {name: Cost(**raw.pop(name)) for name in ("cost", "eval_cost")}
-        return PhaseResult(**raw, **costs)
+        cost, eval_cost = Cost(**raw.pop("cost")), Cost(**raw.pop("eval_cost"))
+        return PhaseResult(**raw, cost=cost, eval_cost=eval_cost)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a phase result: {error}") from error

@@ -14,11 +14,11 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from solvers.storage import load_costs, load_policy
 from torch import Tensor
 from torch.nn import functional as F
 
 from solvers.policy import Policy, check_fits
+from solvers.storage import load_costs, load_policy
 from solvers.tables import BitChoices, CostTable
 from trainers.checkpoint import save_tensors
 from trainers.data import Batch, ImageData
@@ -42,7 +42,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
 
     ``config`` is a ``TrainConfig``. Inputs: ``weights``, ``costs``, and one entry
     ``policy:<policy id>`` per policy, in the order they are trained. Outputs of each policy are in
-    ``policies/<policy id>/``: ``weights.pt`` and ``result.json``.
+    ``<policy id>/``: ``weights.pt`` and ``result.json``.
 
     Returns:
         The sum over the batch; ``metrics`` counts the policies trained and diverged.
@@ -55,10 +55,10 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             continue
         policy = load_policy(Path(path))
         check_fits(policy, costs)
-        folder = context.step_dir / "policies" / policy.policy_id
+        folder = context.step_dir / policy.policy_id
         result = train_policy(policy, costs, data, spec, replace(context, step_dir=folder))
         results.append(result)
-    return PhaseResult(
+    total = PhaseResult(
         phase=spec.phase,
         metrics={
             "policies": float(len(results)),
@@ -68,6 +68,10 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         eval_cost=sum((r.eval_cost for r in results), Cost()),
         device=device_name(context.device),
     )
+    # Not read at a start: which policies are in the batch depends on what is finished already.
+    if context.rank == 0:
+        save_result(context.step_dir / "result.json", total)
+    return total
 
 
 def train_policy(

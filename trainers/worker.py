@@ -21,13 +21,11 @@ import torch
 
 from solvers.errors import SolversError
 from trainers.errors import TrainersError
-from trainers.phases import PhaseContext, PhaseSpec
+from trainers.messages import StopRequest, append_progress
+from trainers.phases import PhaseContext, PhaseSpec, Report
 from trainers.registry import find_phase
 
 log = logging.getLogger(__name__)
-
-STOP_FILE = "stop-requested"
-_STOP_POLL_S = 1.0
 
 
 def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -52,8 +50,8 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
         rank=train_context.get_world_rank(),
         world_size=train_context.get_world_size(),
         device=str(ray.train.torch.get_device()),
-        report=_report,
-        should_stop=_StopRequest(Path(settings["run_dir"]) / STOP_FILE),
+        report=_reporter(Path(settings["step_dir"]), train_context.get_world_rank()),
+        should_stop=StopRequest(Path(settings["run_dir"])),
     )
     error: Exception | None = None
     try:
@@ -64,21 +62,12 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return {"began_unix_s": began, "worked_s": time.time() - began, "error": error}
 
 
-def _report(metrics: Mapping[str, float]) -> None:
-    ray.train.report(dict(metrics))
+def _reporter(step_dir: Path, rank: int) -> Report:
+    """Tell Ray on every rank, and the driver, through a file, from rank 0."""
 
+    def report(metrics: Mapping[str, float]) -> None:
+        if rank == 0:
+            append_progress(step_dir, metrics)
+        ray.train.report(dict(metrics))
 
-class _StopRequest:
-    """Whether the driver left a stop request; looks at the file at most once a second."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._asked = False
-        self._next_look = 0.0
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if not self._asked and now >= self._next_look:
-            self._next_look = now + _STOP_POLL_S
-            self._asked = self.path.exists()
-        return self._asked
+    return report

@@ -77,8 +77,8 @@ class InMemoryImages(ImageSet):
         self.pixels = pixels
         self.labels = labels.long()
         self.normalisation = normalisation
-        digest = hashlib.sha256(pixels.contiguous().numpy())
-        digest.update(self.labels.contiguous().numpy())
+        digest = hashlib.sha256(pixels.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
         self.fingerprint = digest.hexdigest()[:16]
 
     def batch(self, indices: Tensor, augmentation: Augmentation | None) -> tuple[Tensor, Tensor]:

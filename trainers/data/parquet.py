@@ -61,6 +61,23 @@ def read_images(root: str, part: str, normalisation: Normalisation) -> InMemoryI
     return InMemoryImages(stacked, torch.tensor(labels), normalisation)
 
 
+def first_image_shape(root: str) -> tuple[int, int, int]:
+    """(channels, height, width) of the first training image.
+
+    Raises:
+        DataError: no file, no row, or a broken image.
+    """
+    path = shards(root, "train")[0]
+    try:
+        first = next(pq.ParquetFile(path).iter_batches(batch_size=1, columns=["image"]), None)
+    except Exception as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    if first is None or len(first) == 0:
+        raise DataError(f"{path} holds no image")
+    height, width, channels = _decode(first.column("image")[0].as_py(), path, 0).shape
+    return channels, height, width
+
+
 def _decode(encoded: bytes | None, path: Path, row: int) -> np.ndarray:
     from PIL import Image
 

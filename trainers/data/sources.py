@@ -8,7 +8,9 @@ A source is a function ``(DataSpec, seed) -> ImageData``. Sets without a test sp
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,11 +40,15 @@ def load_data(spec: DataSpec, seed: int) -> ImageData:
     Raises:
         DataError: unknown name, unreadable file, an empty split, an unknown option.
     """
-    if spec.name not in _SOURCES:
-        near = difflib.get_close_matches(spec.name, _SOURCES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"unknown data set {spec.name!r}{hint} (there are: {', '.join(_SOURCES)})")
+    _check_name(spec.name)
     return _SOURCES[spec.name](spec, seed)
+
+
+def _check_name(name: str) -> None:
+    if name not in _SOURCES:
+        near = difflib.get_close_matches(name, _SOURCES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"unknown data set {name!r}{hint} (there are: {', '.join(_SOURCES)})")
 
 
 def split(
@@ -182,4 +188,54 @@ _SOURCES: dict[str, Callable[[DataSpec, int], ImageData]] = {
     "digits": _digits,
     "parquet": _parquet,
     "torchvision": _torchvision,
+}
+
+
+def input_shape(spec: DataSpec) -> tuple[int, int, int]:
+    """(channels, height, width) of one image, read without decoding the whole set.
+
+    Raises:
+        DataError: unknown name or unreadable file.
+    """
+    _check_name(spec.name)
+    return _SHAPES[spec.name](spec)
+
+
+def source_fingerprint(spec: DataSpec) -> str:
+    """A quick hash of what the specification points at, for telling whether a step is current.
+
+    Files count by name, size and their first and last MiB: a changed file is noticed without
+    reading 150 GB. What a phase has really read is hashed whole, in its result.
+    """
+    _check_name(spec.name)
+    digest = hashlib.sha256(spec.name.encode())
+    if spec.path is not None:
+        root = Path(spec.path)
+        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+        for path in files:
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(root.parent)}:{size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(2**20))
+                file.seek(max(0, size - 2**20))
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def _parquet_shape(spec: DataSpec) -> tuple[int, int, int]:
+    from trainers.data.parquet import first_image_shape
+
+    return first_image_shape(_root(spec))
+
+
+def _torchvision_shape(spec: DataSpec) -> tuple[int, int, int]:
+    from trainers.data.torchvision_sets import shape_of
+
+    return shape_of(spec.options.get("dataset"))
+
+
+_SHAPES: dict[str, Callable[[DataSpec], tuple[int, int, int]]] = {
+    "digits": lambda spec: (1, 8, 8),
+    "parquet": _parquet_shape,
+    "torchvision": _torchvision_shape,
 }

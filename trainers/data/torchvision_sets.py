@@ -11,7 +11,25 @@ from trainers.data.images import InMemoryImages, Normalisation
 from trainers.errors import DataError
 
 # Those whose images and labels torchvision keeps as plain arrays.
-ARRAY_SETS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "QMNIST")
+ARRAY_SETS = {
+    "CIFAR10": (3, 32, 32),
+    "CIFAR100": (3, 32, 32),
+    "MNIST": (1, 28, 28),
+    "FashionMNIST": (1, 28, 28),
+    "KMNIST": (1, 28, 28),
+    "QMNIST": (1, 28, 28),
+}
+
+
+def shape_of(name: object) -> tuple[int, int, int]:
+    """(channels, height, width) of the images of a set.
+
+    Raises:
+        DataError: unknown set.
+    """
+    if name not in ARRAY_SETS:
+        raise DataError(f"data.options.dataset is {name!r}; allowed: {', '.join(ARRAY_SETS)}")
+    return ARRAY_SETS[str(name)]
 
 
 def read_images(
@@ -25,12 +43,11 @@ def read_images(
     from torchvision import datasets
 
     name = options.get("dataset")
-    if name not in ARRAY_SETS:
-        raise DataError(f"data.options.dataset is {name!r}; allowed: {', '.join(ARRAY_SETS)}")
+    shape_of(name)
     parts = []
     for train in (True, False):
         try:
-            raw = getattr(datasets, name)(
+            raw = getattr(datasets, str(name))(
                 root, train=train, download=bool(options.get("download", False))
             )
         except Exception as error:

@@ -1,0 +1,1 @@
+"""LIMPQ: learned step sizes as layer importance (Tang et al., ECCV 2022)."""

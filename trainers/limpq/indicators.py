@@ -77,7 +77,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         # The first batch initialised every step size and no update has moved them yet.
         if update == 0 and context.rank == 0:
             initial = read_indicators(network, costs, spec, data.fingerprint, "limpq-initial")
-            save_importance(initial, context.step_dir / INITIAL)
+            save_importance(context.step_dir / INITIAL, initial)
         return loss
 
     move = Move(
@@ -115,7 +115,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     )
     if context.rank == 0:
         learned = read_indicators(network, costs, spec, data.fingerprint, "limpq")
-        save_importance(learned, context.step_dir / LEARNED)
+        save_importance(context.step_dir / LEARNED, learned)
         save_tensors(context.step_dir / "weights.pt", network.model.state_dict())
         save_result(context.step_dir / "result.json", result)
     return result

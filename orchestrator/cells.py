@@ -1,0 +1,153 @@
+"""Which (alpha, limits) cells does a sweep have, and which of them can be met at all?
+
+A cell is one question to the solver. Whether its limits are within reach depends only on the
+network and the candidate bits, so it is known before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.config_schema import ExperimentConfig, SearchConfig
+from solvers.accounting import Accounting, accounting_named
+from solvers.errors import SolversError
+from solvers.limits import Limit, limit_from
+from solvers.problem import build_problem
+from solvers.reach import reach_of
+from solvers.tables import BitChoices, CostTable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LimitSet:
+    """One entry of ``search.limits``, resolved against a network.
+
+    Attributes:
+        index: its place in the configuration.
+        texts: kind -> value as written.
+        limits: what the solver is asked.
+        bounds: kind -> the integer ceiling, in the unit of ``resources``.
+        smallest: kind -> least use of any policy, the other limits aside.
+        largest: kind -> greatest use of any policy.
+        resources: kind -> what is counted.
+        problem: why no policy can meet it; empty when each limit can be met alone.
+    """
+
+    index: int
+    texts: Mapping[str, str]
+    limits: tuple[Limit, ...]
+    bounds: Mapping[str, int]
+    smallest: Mapping[str, int]
+    largest: Mapping[str, int]
+    resources: Mapping[str, str]
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The limits as a person writes them."""
+        return ", ".join(f"{kind}={value}" for kind, value in self.texts.items())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One question: a method's importance at one alpha under one set of limits."""
+
+    method: str
+    alpha: float
+    limit_set: LimitSet
+
+    @property
+    def name(self) -> str:
+        """Unique in a run, and fit for a file name."""
+        return f"{self.method}-a{self.alpha:g}-l{self.limit_set.index}"
+
+
+def bit_choices(config: ExperimentConfig) -> BitChoices:
+    """The candidates of the configuration."""
+    return BitChoices(
+        weight_bits=config.bits.weight, act_bits=config.bits.act, tied=config.bits.tied
+    )
+
+
+def resolve_limits(
+    search: SearchConfig, costs: CostTable, choices: BitChoices, accounting: str
+) -> tuple[LimitSet, ...]:
+    """Every limit set in integers, with the reachable range of each limit.
+
+    Raises:
+        LimitError: a limit that cannot be understood, naming its place.
+    """
+    named = accounting_named(accounting)
+    return tuple(
+        _resolve(index, texts, costs, choices, named) for index, texts in enumerate(search.limits)
+    )
+
+
+def search_cells(
+    search: SearchConfig, limit_sets: tuple[LimitSet, ...], controls: tuple[str, ...]
+) -> tuple[Cell, ...]:
+    """Every cell that the solver is asked: the method's own, then the controls made by solving.
+
+    A control stands at the limits that are trained and at the first alpha that is trained: it is
+    there to be compared with a trained policy.
+    """
+    cells = [
+        Cell(method="limpq", alpha=alpha, limit_set=limits)
+        for alpha in search.alphas
+        for limits in limit_sets
+    ]
+    alpha = trained_alphas(search)[0]
+    cells += [
+        Cell(method=method, alpha=alpha, limit_set=limits)
+        for method in ("reversed", "initial")
+        if method in controls
+        for limits in trained_limits(search, limit_sets)
+    ]
+    return tuple(cells)
+
+
+def trained_alphas(search: SearchConfig) -> tuple[float, ...]:
+    """Alphas whose policies are trained."""
+    return search.alphas if search.train_alphas is None else search.train_alphas
+
+
+def trained_limits(search: SearchConfig, limit_sets: tuple[LimitSet, ...]) -> tuple[LimitSet, ...]:
+    """Limit sets whose policies are trained."""
+    if search.train_limits is None:
+        return limit_sets
+    return tuple(limit_sets[index] for index in search.train_limits)
+
+
+def _resolve(
+    index: int,
+    texts: Mapping[str, str],
+    costs: CostTable,
+    choices: BitChoices,
+    accounting: Accounting,
+) -> LimitSet:
+    try:
+        limits = tuple(limit_from(kind, value) for kind, value in texts.items())
+        problem = build_problem(costs, choices, limits, importance=None, accounting=accounting)
+    except SolversError as error:
+        raise type(error)(f"search.limits.{index}: {error}") from error
+    bounds, smallest, largest, resources = {}, {}, {}, {}
+    reasons = []
+    for kind, ceiling in zip(texts, problem.ceilings, strict=True):
+        low, high = reach_of(problem, ceiling)
+        bounds[kind], smallest[kind], largest[kind] = ceiling.bound, low, high
+        resources[kind] = ceiling.resource
+        if low > ceiling.bound:
+            reasons.append(
+                f"{kind}={texts[kind]} allows {ceiling.shown(ceiling.bound):,.6g}, the smallest "
+                f"reachable is {ceiling.shown(low):,.6g}"
+            )
+    return LimitSet(
+        index=index,
+        texts=dict(texts),
+        limits=limits,
+        bounds=bounds,
+        smallest=smallest,
+        largest=largest,
+        resources=resources,
+        problem="; ".join(reasons),
+    )

@@ -1,0 +1,44 @@
+"""Is this run folder the run that the configuration asks for?
+
+A run is made with one configuration. Resources, tracking and the place of the run may change
+between attempts; anything that decides a result may not, unless a fork makes it another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.atomic import write_atomically
+from orchestrator.config import config_differences, config_tree, dump_config
+from orchestrator.config_schema import ExperimentConfig
+from orchestrator.errors import DriftError
+from orchestrator.store import RunStore
+from orchestrator.yaml_source import read_yaml
+
+# Sections that say how and where, not what.
+FREE = ("cluster", "tracking", "runs_dir")
+
+
+def refuse_drift(store: RunStore, config: ExperimentConfig) -> None:
+    """Compare with the stored configuration, or store this one in a new run.
+
+    Raises:
+        DriftError: a key that decides results differs; the message lists them.
+    """
+    if store.config_path.is_file():
+        stored = read_yaml(store.config_path).tree
+        differences = config_differences(_fixed(stored), _fixed(config_tree(config)))
+        if differences:
+            raise DriftError(
+                f"run {config.name!r} was made with another configuration:\n    "
+                + "\n    ".join(differences),
+                str(store.config_path),
+                "results of two configurations must not stand under one name",
+                "undo the change, or add --fork NEW_NAME to run it under another name",
+            )
+    write_atomically(store.config_path, dump_config(config))
+
+
+def _fixed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key not in FREE}

@@ -1,0 +1,228 @@
+"""How is a training phase of the plan carried out, or found to be done already?
+
+What a step leaves is written in a fixed order: outputs, the phase's ``result.json``, the step's
+``record.json``, the journal. A kill between any two of them repeats work, never a record.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator import events
+from orchestrator.atomic import write_atomically
+from orchestrator.cluster import Resources
+from orchestrator.errors import UserError
+from orchestrator.launch import Launch, launch
+from orchestrator.outcomes import failed_record, phase_record
+from orchestrator.plan import Step
+from orchestrator.progress import ProgressLines
+from orchestrator.records import RunRecord, State
+from orchestrator.session import Session
+from trainers.errors import CheckpointError, DivergedError, InterruptedPhaseError
+from trainers.messages import PROGRESS_FILE
+from trainers.phases import PhaseResult, PhaseSpec
+from trainers.results import load_result
+
+KEY_FILE = "key"
+
+
+class StepFailedError(UserError):
+    """A step ended without a result; what depends on it cannot run."""
+
+
+def finished_record(session: Session, step: Step) -> RunRecord | None:
+    """The verified record of a finished step, None when it must run.
+
+    The record is put into the journal again: a kill may have come between the two.
+    """
+    verdict = session.store.finished(step.name, step.key)
+    if verdict.record is None:
+        if verdict.damaged:
+            session.say(f"{step.name}: done again, because {verdict.reason}")
+        return None
+    session.keep(verdict.record)
+    session.journal.event(events.STEP_SKIPPED, {"step": step.name, "reason": "done, verified"})
+    session.say(f"{step.name}: done before, outputs verified")
+    return verdict.record
+
+
+def begin(session: Session, step: Step) -> Path:
+    """The step's folder, emptied of anything that belongs to another key."""
+    session.stop_if_asked()
+    folder = session.store.step_dir(step.name)
+    marker = folder / KEY_FILE
+    if folder.exists() and (not marker.is_file() or marker.read_text() != step.key):
+        shutil.rmtree(folder)
+    write_atomically(marker, step.key)
+    session.journal.event(
+        events.STEP_STARTED, {"step": step.name, "attempt": session.attempts(step)}
+    )
+    return folder
+
+
+def run_phase(
+    session: Session,
+    step: Step,
+    spec: PhaseSpec,
+    ask: Resources,
+    *,
+    tick: Callable[[], None] | None = None,
+) -> PhaseResult:
+    """Run a phase on a worker group and return its result.
+
+    Args:
+        session: this attempt.
+        step: what is run.
+        spec: the phase.
+        ask: workers.
+        tick: called about once a second while the workers work.
+
+    Raises:
+        StepFailedError: it diverged, or workers were lost too often; the record says so.
+        InterruptedRunError: a signal asked to stop.
+        TrainersError: the phase refused its input.
+    """
+    folder = session.store.step_dir(step.name)
+    began = time.perf_counter()
+    session.say(f"{step.name}: {step.about}, on {ask.num_workers} workers")
+    try:
+        outcome = _launch(session, step, spec, ask, folder, tick)
+    except Exception as error:
+        _keep_failure(session, step, spec, State.FAILED, str(error), began)
+        raise StepFailedError(
+            f"{step.name} lost its workers: {str(error).splitlines()[0]}",
+            str(folder),
+            f"more than {ask.max_failures} worker failures",
+            "see the run's ray folder for their logs, then run the same command again",
+        ) from error
+    session.ledger.add("worker start and stop", outcome.wall_s - outcome.worked_s)
+    _raise_refusal(session, step, spec, outcome, began)
+    result = load_result(folder / "result.json")
+    if result is None:
+        raise CheckpointError(f"{step.name} returned but left no result in {folder}")
+    return result
+
+
+def _raise_refusal(
+    session: Session, step: Step, spec: PhaseSpec, outcome: Launch, began: float
+) -> None:
+    """Record and raise what the phase itself refused or gave up on, if anything."""
+    refusal = outcome.error
+    if refusal is None:
+        return
+    if isinstance(refusal, InterruptedPhaseError):
+        session.stop_if_asked()
+        raise refusal
+    diverged = isinstance(refusal, DivergedError)
+    state = State.DIVERGED if diverged else State.FAILED
+    _keep_failure(session, step, spec, state, str(refusal), began)
+    if diverged:
+        folder = session.store.step_dir(step.name)
+        raise StepFailedError(f"{step.name} diverged", str(folder), str(refusal))
+    raise refusal
+
+
+def phase_step(
+    session: Session, step: Step, spec: PhaseSpec, ask: Resources, *, phase: str, method: str
+) -> RunRecord:
+    """A whole step of one phase: skip, run, record."""
+    done = finished_record(session, step)
+    if done is not None:
+        return done
+    began = time.perf_counter()
+    folder = begin(session, step)
+    # A result under this key without a record: the driver was killed just after the phase ended.
+    result = load_result(folder / "result.json") or run_phase(session, step, spec, ask)
+    record = phase_record(
+        session.config.name,
+        step,
+        result,
+        phase=phase,
+        method=method,
+        seed=session.config.seed,
+        outputs=_outputs(session, folder, result),
+        wall_s=time.perf_counter() - began,
+    )
+    session.store.finish_step(step.name, record)
+    session.keep(record)
+    book(session, result)
+    session.say(f"{step.name}: done" + _figures(record))
+    return record
+
+
+def book(session: Session, result: PhaseResult) -> None:
+    """Book a phase's own account of its wall time."""
+    session.ledger.add("train", result.cost.wall_s)
+    session.ledger.add("evaluate", result.eval_cost.wall_s)
+
+
+def output_path(session: Session, record: RunRecord, role: str) -> Path:
+    """Where an output of a finished step is."""
+    return session.store.root / record.outputs[role]
+
+
+def _outputs(session: Session, folder: Path, result: PhaseResult) -> dict[str, str]:
+    named = {role: folder / file for role, file in result.outputs.items()}
+    named["result"] = folder / "result.json"
+    return {role: session.store.relative(path) for role, path in named.items()}
+
+
+def _launch(
+    session: Session,
+    step: Step,
+    spec: PhaseSpec,
+    ask: Resources,
+    folder: Path,
+    tick: Callable[[], None] | None,
+) -> Launch:
+    """Launch from a thread: in the main thread Ray Train would take over our signal handlers."""
+    box: list[Any] = []
+
+    def work() -> None:
+        try:
+            box.append(
+                launch(spec, step_dir=folder, run_dir=session.store.root, key=step.key, ask=ask)
+            )
+        except Exception as error:  # handed to the main thread, which decides
+            box.append(error)
+
+    thread = threading.Thread(target=work, name=f"launch-{step.name}", daemon=True)
+    thread.start()
+    progress = ProgressLines(folder / PROGRESS_FILE)
+    while thread.is_alive():
+        thread.join(timeout=1.0)
+        for line in progress.fresh():
+            session.say(f"{step.name}: {line}")
+        if tick is not None:
+            tick()
+    if isinstance(box[0], Exception):
+        raise box[0]
+    outcome: Launch = box[0]
+    return outcome
+
+
+def _keep_failure(
+    session: Session, step: Step, spec: PhaseSpec, state: State, message: str, began: float
+) -> None:
+    session.keep(
+        failed_record(
+            session.config.name,
+            step,
+            phase=spec.phase,
+            state=state,
+            message=message,
+            attempt=session.attempts(step) - 1,
+            wall_s=time.perf_counter() - began,
+        )
+    )
+
+
+def _figures(record: RunRecord) -> str:
+    shown = {"eval/top1": "top-1 {:.2f} %", "search/device_s": "{:.1f} device seconds"}
+    parts = [text.format(record.metrics[k]) for k, text in shown.items() if k in record.metrics]
+    return f" ({', '.join(parts)})" if parts else ""

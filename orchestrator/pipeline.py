@@ -1,0 +1,167 @@
+"""The story of a run, from a checked configuration to a report. Read it top to bottom.
+
+    plan -> full precision -> indicators -> sweep -> train each distinct policy -> report
+
+Decisions are made elsewhere (``plan``, ``policies``, ``outcomes``); here they are carried out in
+order, and whatever happens ends in the journal.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+from orchestrator import events
+from orchestrator.cluster import Resources, ray_cluster, resources_for
+from orchestrator.config import LoadedConfig
+from orchestrator.drift import refuse_drift
+from orchestrator.errors import ExitCode, InterruptedRunError, TerminatedRunError
+from orchestrator.ledger import Ledger
+from orchestrator.outcomes import costs_record
+from orchestrator.phase_step import StepFailedError, begin, finished_record, output_path, phase_step
+from orchestrator.plan import Plan, make_plan
+from orchestrator.policies import unmet_candidates
+from orchestrator.provenance import library_versions, machine_facts
+from orchestrator.records import RunRecord, State
+from orchestrator.session import Session
+from orchestrator.specs import phase_spec
+from orchestrator.store import RunStore
+from orchestrator.sweep_step import keep_rows, sweep_step
+from orchestrator.trace import images_fingerprint, traced_costs
+from orchestrator.train_step import train_step
+from solvers.storage import save_costs
+
+
+def run_experiment(loaded: LoadedConfig) -> ExitCode:
+    """Run an experiment, or go on with it where it stopped.
+
+    Raises:
+        UserError: refused, interrupted or out of resources; its exit code says which.
+    """
+    ledger = Ledger()
+    config = loaded.config
+    store = RunStore(config.runs_dir, config.name)
+    with store.opened() as journal:
+        session = Session(
+            config=config, store=store, journal=journal, ledger=ledger, command=_command()
+        )
+        refuse_drift(store, config)
+        with session.signals():
+            return _attempt(session)
+
+
+def _attempt(session: Session) -> ExitCode:
+    config = session.config
+    for notice in session.journal.notices:
+        session.say(notice)
+    with session.ledger.span("plan"):
+        plan = make_plan(config, traced_costs(config), images_fingerprint(config))
+    _announce(session, plan)
+    try:
+        costs = str(output_path(session, _costs_step(session, plan), "costs"))
+        if plan.feasible_limits:
+            with (
+                session.ledger.span("Ray start and stop"),
+                ray_cluster(config.cluster.address) as available,
+            ):
+                ask = resources_for(config.cluster, available)
+                _training(session, plan, costs, ask, available.get("CPU", 1.0))
+        else:
+            keep_rows(session, plan.step("costs"), unmet_candidates(plan))
+    except StepFailedError as error:
+        session.say(str(error))
+        return _finish(session, plan)
+    except (InterruptedRunError, TerminatedRunError):
+        session.journal.event(events.RUN_INTERRUPTED, {"signal": session.asked_to_stop})
+        raise
+    return _finish(session, plan)
+
+
+def _training(session: Session, plan: Plan, costs: str, ask: Resources, num_cpus: float) -> None:
+    """Everything that needs a cluster."""
+    config = session.config
+    spec = phase_spec(config, "pretrain", config.pretrain, {})
+    full = phase_step(session, plan.step("pretrain"), spec, ask, phase="pretrain", method="fp")
+    inputs = {"weights": str(output_path(session, full, "weights")), "costs": costs}
+    indicators = None
+    if config.method == "limpq":
+        spec = phase_spec(config, "limpq.indicators", config.indicators, inputs, plan.choices)
+        indicators = phase_step(
+            session, plan.step("indicators"), spec, ask, phase="indicators", method="limpq"
+        )
+    rows = sweep_step(session, plan, plan.step("sweep"), indicators, num_cpus)
+    spec = phase_spec(config, "weight_training", config.train, inputs)
+    train_step(session, plan, plan.step("train"), spec, ask, rows)
+
+
+def _costs_step(session: Session, plan: Plan) -> RunRecord:
+    step = plan.step("costs")
+    done = finished_record(session, step)
+    if done is not None:
+        return done
+    path = begin(session, step) / "costs.parquet"
+    save_costs(path, plan.costs)
+    record = costs_record(session.config.name, step, plan, session.store.relative(path))
+    session.store.finish_step(step.name, record)
+    session.keep(record)
+    return record
+
+
+def _announce(session: Session, plan: Plan) -> None:
+    config = session.config
+    session.journal.event(
+        events.RUN_STARTED,
+        {
+            "command": session.command,
+            "attempt": session.starts + 1,
+            "machine": machine_facts(),
+            "versions": library_versions(),
+        },
+    )
+    session.journal.event(
+        events.PLANNED,
+        {
+            "steps": [
+                {"name": s.name, "phase": s.action, "state": "run", "reason": s.about}
+                for s in plan.steps
+            ],
+            "not_run": [
+                {"what": limits.name, "reason": limits.problem}
+                for limits in plan.limit_sets
+                if limits.problem
+            ],
+        },
+    )
+    session.say(f"run {config.name} in {session.store.root}")
+    session.say(f"go on after an interruption with: {session.command}")
+    for limits in plan.limit_sets:
+        if limits.problem:
+            session.say(f"infeasible, found before training: {limits.problem}")
+
+
+def _finish(session: Session, plan: Plan) -> ExitCode:
+    """Write what people read, mirror what is recorded, and say how it ended."""
+    with session.ledger.span("report"):
+        records = session.journal.records()
+        code = ExitCode.INCOMPLETE if _incomplete(records) else ExitCode.DONE
+    session.journal.event(
+        events.RUN_FINISHED,
+        {
+            "exit_code": int(code),
+            "wall_s": sum(session.ledger.shares().values()),
+            "spent": session.ledger.shares(),
+        },
+    )
+    return code
+
+
+def _incomplete(records: Sequence[RunRecord]) -> bool:
+    """Whether some cell or step ended without what was asked of it."""
+    done = {record.key for record in records if record.state is State.DONE}
+    return any(record.key not in done for record in records)
+
+
+def _command() -> str:
+    """What was typed, to be typed again."""
+    return shlex.join(["mpq", *sys.argv[1:]])

@@ -1,0 +1,193 @@
+"""What will a run do? A pure function from a configuration and a cost table to steps.
+
+A step says *what*, never *how*: workers, threads and addresses are not in it, so a run may go on
+with other resources. Its key is a hash of everything that decides its result, the keys of the
+steps before it included; a stored result under the same key is that result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.cells import (
+    Cell,
+    LimitSet,
+    bit_choices,
+    resolve_limits,
+    search_cells,
+    trained_alphas,
+    trained_limits,
+)
+from orchestrator.config_schema import ExperimentConfig
+from solvers.tables import BitChoices, CostTable
+
+# Raised when a step would compute something else from the same configuration.
+STEP_VERSIONS = {
+    "costs": 1,
+    "pretrain": 1,
+    "limpq.indicators": 1,
+    "sweep": 1,
+    "weight_training": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One piece of work whose result is stored under its key.
+
+    Attributes:
+        name: its folder below ``steps/``.
+        action: a phase of the trainers room, ``costs`` or ``sweep``.
+        key: hash of everything that decides the result.
+        needs: names of the steps whose outputs it reads.
+        about: one clause for ``mpq plan``.
+    """
+
+    name: str
+    action: str
+    key: str
+    needs: tuple[str, ...]
+    about: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The whole run.
+
+    Attributes:
+        steps: in the order they run.
+        costs: what the network costs.
+        choices: candidate bits.
+        limit_sets: every set of limits with its reachable range.
+        cells: every question to the solver.
+    """
+
+    steps: tuple[Step, ...]
+    costs: CostTable
+    choices: BitChoices
+    limit_sets: tuple[LimitSet, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def feasible_limits(self) -> tuple[LimitSet, ...]:
+        """Limit sets that some policy may meet."""
+        return tuple(limits for limits in self.limit_sets if not limits.problem)
+
+    def step(self, name: str) -> Step:
+        """The step of that name."""
+        return next(step for step in self.steps if step.name == name)
+
+
+def make_plan(config: ExperimentConfig, costs: CostTable, data_fingerprint: str) -> Plan:
+    """Plan a run.
+
+    Args:
+        config: what was asked for.
+        costs: the traced network.
+        data_fingerprint: quick hash of the images' source.
+
+    Raises:
+        LimitError: a limit that cannot be understood.
+    """
+    choices = bit_choices(config)
+    limit_sets = resolve_limits(config.search, costs, choices, config.accounting)
+    common = {
+        "seed": config.seed,
+        "model": asdict(config.model),
+        "data": asdict(config.data),
+        "data_fingerprint": data_fingerprint,
+        "pins": [asdict(pin) for pin in config.pins],
+    }
+    steps = [
+        _step(
+            "costs", "costs", (), {**common, "groups": [asdict(g) for g in config.groups]},
+            f"trace {len(costs.layers)} layers, {len(costs.searched)} of them searched",
+        )
+    ]  # fmt: skip
+    # Nothing is trained for limits that nothing can meet.
+    if any(not limits.problem for limits in limit_sets):
+        steps += _training_steps(config, common, limit_sets, steps[0])
+    return Plan(
+        steps=tuple(steps),
+        costs=costs,
+        choices=choices,
+        limit_sets=limit_sets,
+        cells=search_cells(config.search, limit_sets, _solved_controls(config)),
+    )
+
+
+def _training_steps(
+    config: ExperimentConfig,
+    common: Mapping[str, Any],
+    limit_sets: tuple[LimitSet, ...],
+    costs: Step,
+) -> list[Step]:
+    pretrain = _step(
+        "pretrain", "pretrain", (costs,),
+        {**common, "config": None if config.pretrain is None else asdict(config.pretrain)},
+        "measure the given full-precision weights"
+        if config.pretrain is None
+        else f"train the full-precision network, {_length(config.pretrain)}",
+    )  # fmt: skip
+    steps = [pretrain]
+    search_needs: tuple[Step, ...] = (costs,)
+    if config.method == "limpq":
+        indicators = _step(
+            "indicators", "limpq.indicators", (costs, pretrain),
+            {**common, "bits": asdict(config.bits), "config": asdict(config.indicators)},
+            f"learn the indicators jointly, {_length(config.indicators)}",
+        )  # fmt: skip
+        steps.append(indicators)
+        search_needs = (costs, indicators)
+    num_cells = len(config.search.alphas) * len(limit_sets)
+    sweep = _step(
+        "sweep", "sweep", search_needs,
+        {
+            "search": asdict(config.search), "bits": asdict(config.bits), "method": config.method,
+            "accounting": config.accounting, "controls": config.controls, "seed": config.seed,
+        },
+        f"solve {num_cells} cells ({len(config.search.alphas)} alphas x {len(limit_sets)} limit "
+        "sets) and the controls"
+        if config.method == "limpq"
+        else f"uniform bits at {len(limit_sets)} limit sets",
+    )  # fmt: skip
+    train = _step(
+        "train", "weight_training", (costs, pretrain, sweep),
+        {**common, "config": asdict(config.train)},
+        f"train each distinct policy of {len(trained_alphas(config.search))} alphas x "
+        f"{len(trained_limits(config.search, limit_sets))} limit sets and the controls, "
+        f"{_length(config.train)} each",
+    )  # fmt: skip
+    return [*steps, sweep, train]
+
+
+def _solved_controls(config: ExperimentConfig) -> tuple[str, ...]:
+    return tuple(c for c in config.controls if c in ("reversed", "initial"))
+
+
+def _step(
+    name: str, action: str, needs: tuple[Step, ...], identity: Mapping[str, Any], about: str
+) -> Step:
+    facts = {
+        "name": name,
+        "action": action,
+        "version": STEP_VERSIONS[action],
+        "needs": [need.key for need in needs],
+        "identity": identity,
+    }
+    text = json.dumps(facts, sort_keys=True, default=list)
+    return Step(
+        name=name,
+        action=action,
+        key=hashlib.sha256(text.encode()).hexdigest()[:24],
+        needs=tuple(need.name for need in needs),
+        about=about,
+    )
+
+
+def _length(recipe: Any) -> str:
+    return f"{recipe.steps} updates" if recipe.steps is not None else f"{recipe.epochs} epochs"

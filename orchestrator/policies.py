@@ -1,0 +1,121 @@
+"""Which policies does a run train, and for which rows of its table?
+
+Many cells of a sweep end at the same bits: a policy is trained once, under its ``policy_id``, and
+every row that asked for it points there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.cells import Cell, LimitSet, trained_alphas, trained_limits
+from orchestrator.config_schema import ExperimentConfig
+from orchestrator.plan import Plan
+from solvers.accounting import accounting_named
+from solvers.controls import random_policy, uniform
+from solvers.policy import Policy
+from solvers.storage import ResultRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A row of the result table: who proposes which policy at which limits.
+
+    Attributes:
+        method: ``limpq``, ``uniform``, ``random``, ``reversed``, ``initial``, ``metamix``.
+        alpha: of the solve; None where there was none.
+        limit_set: what it had to meet.
+        policy: what it proposes; None when it found nothing.
+        solved: the solver's answer, where one was asked.
+        reason: why there is none.
+    """
+
+    method: str
+    alpha: float | None
+    limit_set: LimitSet
+    policy: Policy | None
+    solved: ResultRow | None = None
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """Unique in a run, and fit for a file name."""
+        alpha = "" if self.alpha is None else f"-a{self.alpha:g}"
+        return f"{self.method}{alpha}-l{self.limit_set.index}"
+
+
+def solved_candidates(
+    cells: Sequence[Cell], rows: Mapping[str, ResultRow], policies: Mapping[str, Policy]
+) -> tuple[Candidate, ...]:
+    """One candidate per solved cell, in the order of the cells."""
+    return tuple(
+        Candidate(
+            method=cell.method,
+            alpha=cell.alpha,
+            limit_set=cell.limit_set,
+            policy=policies.get(rows[cell.name].policy_id),
+            solved=rows[cell.name],
+            reason=rows[cell.name].reason,
+        )
+        for cell in cells
+    )
+
+
+def made_controls(config: ExperimentConfig, plan: Plan) -> tuple[Candidate, ...]:
+    """The controls that need no importance: uniform bits and a random policy.
+
+    Both stand at the limits that are trained; ``uniform`` is the best uniform mix that fits.
+    """
+    accounting = accounting_named(config.accounting)
+    found = []
+    for limits in trained_limits(config.search, plan.limit_sets):
+        if limits.problem:
+            continue
+        if "uniform" in config.controls or config.method == "uniform":
+            policy = uniform(plan.costs, plan.choices, limits.limits, accounting=accounting)
+            found.append(_control("uniform", limits, policy))
+        if "random" in config.controls:
+            policy = random_policy(
+                plan.costs, plan.choices, limits.limits, seed=config.seed, accounting=accounting
+            )
+            found.append(_control("random", limits, policy))
+    return tuple(found)
+
+
+def unmet_candidates(plan: Plan) -> tuple[Candidate, ...]:
+    """The rows of a run none of whose limits can be met: nothing is solved for them."""
+    return tuple(
+        Candidate(
+            method=cell.method,
+            alpha=cell.alpha,
+            limit_set=cell.limit_set,
+            policy=None,
+            reason=cell.limit_set.problem,
+        )
+        for cell in plan.cells
+    )
+
+
+def to_train(
+    config: ExperimentConfig, plan: Plan, candidates: Sequence[Candidate]
+) -> tuple[Policy, ...]:
+    """The distinct policies of the rows that are trained, in the order of the rows."""
+    alphas = set(trained_alphas(config.search))
+    indexes = {limits.index for limits in trained_limits(config.search, plan.limit_sets)}
+    chosen: dict[str, Policy] = {}
+    for candidate in candidates:
+        is_asked = candidate.alpha is None or candidate.alpha in alphas
+        if candidate.policy and is_asked and candidate.limit_set.index in indexes:
+            chosen.setdefault(candidate.policy.policy_id, candidate.policy)
+    return tuple(chosen.values())
+
+
+def _control(method: str, limits: LimitSet, policy: Policy | None) -> Candidate:
+    return Candidate(
+        method=method,
+        alpha=None,
+        limit_set=limits,
+        policy=policy,
+        reason="" if policy else f"no {method} bits meet the limits",
+    )

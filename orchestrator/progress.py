@@ -1,0 +1,44 @@
+"""What did the workers say since the last look? One short line per epoch, for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+# An epoch of a small network takes less than a second; a person reads one line every few.
+LINES_PER_LOOK = 1
+
+
+class ProgressLines:
+    """The new lines of a step's progress file, the newest of each look.
+
+    Args:
+        path: the file; it may not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def fresh(self) -> Iterator[str]:
+        """What is new since the last call, at most ``LINES_PER_LOOK`` lines."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._read += len(whole) + len(newline)
+        for line in whole.split(b"\n")[-LINES_PER_LOOK:]:
+            if line:
+                yield _shown(json.loads(line))
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    parts = []
+    if "update" in metrics:
+        parts.append(f"epoch {metrics['epoch']:.0f}, update {metrics['update']:.0f} of "
+                     f"{metrics['updates']:.0f}")  # fmt: skip
+    rest = {k: v for k, v in metrics.items() if k not in ("epoch", "update", "updates")}
+    parts += [f"{name} {value:.4g}" for name, value in rest.items()]
+    return ", ".join(parts)

@@ -1,0 +1,139 @@
+"""How does the sweep of a plan become the rows of the table, and which policies are trained?"""
+
+from __future__ import annotations
+
+import time
+
+from orchestrator.outcomes import candidate_record, sweep_record
+from orchestrator.phase_step import begin, finished_record, output_path
+from orchestrator.plan import Plan, Step
+from orchestrator.policies import Candidate, made_controls, solved_candidates
+from orchestrator.records import RunRecord
+from orchestrator.session import Session
+from orchestrator.solve_tasks import Tables
+from orchestrator.sweep import SweepOutcome, run_sweep
+from solvers.controls import reversed_importance
+from solvers.storage import ResultRow, load_importance, load_policy, load_results, save_policy
+from solvers.tables import ImportanceTable
+
+
+def sweep_step(
+    session: Session, plan: Plan, step: Step, indicators: RunRecord | None, num_cpus: float
+) -> tuple[Candidate, ...]:
+    """Solve every feasible cell and make the controls; every row gets a record.
+
+    Args:
+        session: this attempt.
+        plan: the run.
+        step: the sweep.
+        indicators: record of the indicator training; None for methods without one.
+        num_cpus: of the cluster, for the number of trials at once.
+    """
+    folder = session.store.step_dir(step.name)
+    done = finished_record(session, step)
+    if done is None:
+        began = time.perf_counter()
+        begin(session, step)
+        outcome = _solve(session, plan, step, indicators, num_cpus)
+        candidates = _candidates(session, plan, step, outcome.rows if outcome else {})
+        for candidate in candidates:
+            path = folder / "policies" / f"{_id(candidate)}.json"
+            if candidate.policy is not None and not path.exists():
+                save_policy(path, candidate.policy)
+        outputs = {"policies": folder / "policies"}
+        if outcome:
+            outputs["answers"] = folder / "answers"
+        record = sweep_record(
+            session.config.name,
+            step,
+            outputs={role: session.store.relative(path) for role, path in outputs.items()},
+            facts=_facts(outcome, candidates),
+            wall_s=time.perf_counter() - began,
+            solve_wall_s=outcome.solve_wall_s if outcome else 0.0,
+            solve_cpu_s=outcome.solve_cpu_s if outcome else 0.0,
+        )
+        session.store.finish_step(step.name, record)
+        session.keep(record)
+        session.say(f"{step.name}: {record.facts['solves']} solves, "
+                    f"{record.facts['distinct_policies']} distinct policies")  # fmt: skip
+    else:
+        rows = {
+            row.label: row
+            for path in sorted((folder / "answers").glob("*.parquet"))
+            for row in load_results(path).rows
+        }
+        candidates = _candidates(session, plan, step, rows)
+    keep_rows(session, step, candidates)
+    return candidates
+
+
+def keep_rows(session: Session, step: Step, candidates: tuple[Candidate, ...]) -> None:
+    """One record per row, with one flush; rows that are there already change nothing."""
+    folder = session.store.step_dir("sweep") / "policies"
+    session.journal.append_all(
+        candidate_record(
+            session.config.name,
+            step,
+            candidate,
+            seed=session.config.seed,
+            policy_file=session.store.relative(folder / f"{_id(candidate)}.json"),
+        )
+        for candidate in candidates
+    )
+
+
+def _solve(
+    session: Session, plan: Plan, step: Step, indicators: RunRecord | None, num_cpus: float
+) -> SweepOutcome | None:
+    if indicators is None or not plan.cells:
+        return None
+    learned = load_importance(output_path(session, indicators, "importance"))
+    importance: dict[str, ImportanceTable] = {"limpq": learned}
+    if any(cell.method == "reversed" for cell in plan.cells):
+        importance["reversed"] = reversed_importance(learned)
+    if any(cell.method == "initial" for cell in plan.cells):
+        importance["initial"] = load_importance(output_path(session, indicators, "initial"))
+    tables = Tables(
+        costs=plan.costs,
+        choices=plan.choices,
+        importance=importance,
+        search=session.config.search,
+        accounting=session.config.accounting,
+    )
+    session.say(f"{step.name}: {step.about}")
+    outcome = run_sweep(
+        plan.cells,
+        tables,
+        folder=session.store.step_dir(step.name),
+        key=step.key,
+        concurrent=max(1, int(num_cpus)),
+    )
+    session.ledger.add("solve", min(outcome.solve_wall_s, outcome.wall_s))
+    session.ledger.add("Ray Tune", max(0.0, outcome.wall_s - outcome.solve_wall_s))
+    return outcome
+
+
+def _candidates(
+    session: Session, plan: Plan, step: Step, rows: dict[str, ResultRow]
+) -> tuple[Candidate, ...]:
+    folder = session.store.step_dir(step.name) / "policies"
+    ids = {row.policy_id for row in rows.values() if row.policy_id}
+    policies = {policy_id: load_policy(folder / f"{policy_id}.json") for policy_id in ids}
+    solved = solved_candidates(plan.cells, rows, policies) if rows else ()
+    return (*solved, *made_controls(session.config, plan))
+
+
+def _facts(
+    outcome: SweepOutcome | None, candidates: tuple[Candidate, ...]
+) -> dict[str, int | float]:
+    return {
+        "solves": len(outcome.rows) if outcome else 0,
+        "trials": outcome.num_trials if outcome else 0,
+        "trials_reused": outcome.num_reused if outcome else 0,
+        "distinct_policies": len({_id(c) for c in candidates if c.policy is not None}),
+        "tune_wall_s": outcome.wall_s if outcome else 0.0,
+    }
+
+
+def _id(candidate: Candidate) -> str:
+    return "" if candidate.policy is None else candidate.policy.policy_id
