@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,10 +54,12 @@ class JournalView:
     Attributes:
         entries: every whole line after the header.
         torn_bytes: length of an unfinished last line; 0 when there is none.
+        run_id: made at random with the journal, so that two runs of one name differ.
     """
 
     entries: tuple[Entry, ...]
     torn_bytes: int = 0
+    run_id: str = ""
 
     def records(self) -> tuple[RunRecord, ...]:
         """Every record, in order of appending."""
@@ -84,6 +87,7 @@ class Journal:
 
     Attributes:
         notices: what was mended on opening, for the user.
+        run_id: made at random with the journal, so that two runs of one name differ.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,6 +101,7 @@ class Journal:
         raw = path.read_bytes() if path.exists() else b""
         view, sound_bytes = _parse(raw, path)
         self.notices: tuple[str, ...] = ()
+        self.run_id = view.run_id or secrets.token_hex(8)
         self._entries = list(view.entries)
         self._ids = {record.record_id for record in view.records()}
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -104,7 +109,7 @@ class Journal:
             os.ftruncate(self._handle, sound_bytes)
             os.fsync(self._handle)
         if sound_bytes == 0:
-            self._write([_line(0, _HEADER, {"schema": SCHEMA})])
+            self._write([_line(0, _HEADER, {"schema": SCHEMA, "run_id": self.run_id})])
         if view.torn_bytes:
             self.notices = (
                 f"journal: cut an unfinished last line of {view.torn_bytes} bytes, left by a "
@@ -132,7 +137,7 @@ class Journal:
     @property
     def view(self) -> JournalView:
         """Everything in it now."""
-        return JournalView(entries=tuple(self._entries))
+        return JournalView(entries=tuple(self._entries), run_id=self.run_id)
 
     def records(self) -> tuple[RunRecord, ...]:
         """Every record in it now."""
@@ -220,6 +225,7 @@ def _parse(raw: bytes, path: Path) -> tuple[JournalView, int]:
     whole = lines[:-1]
     entries: list[Entry] = []
     sound_bytes = 0
+    run_id = ""
     for index, line in enumerate(whole):
         entry = _read_line(line, index)
         if entry is None:
@@ -233,10 +239,12 @@ def _parse(raw: bytes, path: Path) -> tuple[JournalView, int]:
             break
         if index == 0:
             _check_schema(entry, path)
+            run_id = str(entry.data.get("run_id", ""))
         else:
             entries.append(entry)
         sound_bytes += len(line) + 1
-    return JournalView(entries=tuple(entries), torn_bytes=len(raw) - sound_bytes), sound_bytes
+    torn_bytes = len(raw) - sound_bytes
+    return JournalView(entries=tuple(entries), torn_bytes=torn_bytes, run_id=run_id), sound_bytes
 
 
 def _read_line(line: bytes, seq: int) -> Entry | None:

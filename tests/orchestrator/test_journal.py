@@ -201,6 +201,7 @@ def test_lines_are_json_a_person_can_read(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     _written(path, 1)
     header, event, record = (json.loads(line) for line in path.read_text().splitlines())
-    assert header["data"] == {"schema": "journal/1"}
+    assert header["data"]["schema"] == "journal/1"
+    assert read_journal(path).run_id == header["data"]["run_id"]
     assert event["kind"] == "step_started"
     assert record["data"]["schema"] == "record/1"

@@ -1,0 +1,375 @@
+"""How do people see runs in MLflow? A mirror of the journal, and the only file that knows MLflow.
+
+One MLflow run per ``mpq run`` (the parent) and one per record (its children), each tagged with
+the identity of what it shows, looked up before it is made, and stamped with the record's own
+times. So replaying the whole journal any number of times adds nothing, and a mirror that was down
+for a while is brought up to date by replaying. Nothing here may stop or slow a run: a fault is a
+line in the outcome, and what was not mirrored stays on the list.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator import events
+from orchestrator.atomic import sha256_of, write_atomically
+from orchestrator.config_schema import TrackingConfig
+from orchestrator.journal import JournalView
+from orchestrator.records import RunRecord, State
+from orchestrator.redact import redacted, redacted_text
+from orchestrator.store import RunStore
+from orchestrator.yaml_source import dump_yaml
+
+_SCHEMA = "mirror/1"
+_TAG_RECORD, _TAG_RUN = "mpq.record", "mpq.run_id"
+_PARENT = "run"
+_MAX_TEXT = 4000
+_MAX_ARTIFACT_BYTES = 8 << 20
+_ARTIFACT_SUFFIXES = (".json", ".png", ".svg", ".md", ".html", ".csv", ".parquet", ".yaml")
+_RUN_FILES = ("report.md", "report.html", "runs.parquet", "figures/*", "policies/*")
+_MLFLOW_STATUS = {
+    State.FAILED: "FAILED", State.DIVERGED: "FAILED", State.TIMEOUT: "FAILED",
+    State.BLOCKED: "KILLED", State.INTERRUPTED: "KILLED",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyncOutcome:
+    """What one replay did.
+
+    Attributes:
+        mirrored: records that MLflow has now.
+        added: how many of them are new.
+        pending: records that MLflow has not.
+        error: why, or empty.
+    """
+
+    mirrored: int = 0
+    added: int = 0
+    pending: int = 0
+    error: str = ""
+
+
+@dataclass(slots=True)
+class _Index:
+    """What MLflow already has of this run: identity -> MLflow run id."""
+
+    experiment_id: str
+    runs: dict[str, str] = field(default_factory=dict)
+
+
+class Mirror:
+    """Replays one run's journal into MLflow."""
+
+    def __init__(
+        self, store: RunStore, tracking: TrackingConfig, config: Mapping[str, Any]
+    ) -> None:
+        """Point a mirror at a run.
+
+        Args:
+            store: the run.
+            tracking: where MLflow is.
+            config: the run's ``config_tree``.
+        """
+        self._store, self._tracking = store, tracking
+        self._config = redacted(config)
+        self._client: Any = None
+        self._experiment_id = ""
+
+    @property
+    def uri(self) -> str:
+        """Absolute address of the tracking store; workers with another cwd would agree on it."""
+        return self._tracking.uri or f"sqlite:///{self._database}"
+
+    @property
+    def experiment(self) -> str:
+        """Name of the MLflow experiment: the study."""
+        return self._tracking.experiment or self._store.name
+
+    @property
+    def open_command(self) -> str:
+        """What to type to look at it."""
+        if self.uri.startswith(("http://", "https://")):
+            return f"open {redacted_text(self.uri)}"
+        return f"mlflow ui --backend-store-uri '{redacted_text(self.uri)}'"
+
+    @property
+    def _database(self) -> Path:
+        return self._store.runs_dir / "mlflow.db"
+
+    @property
+    def _state_path(self) -> Path:
+        return self._store.root / "mirror.json"
+
+    def prepare(self) -> str:
+        """Make the schema and the experiment, once; 5-13 s on a new SQLite file.
+
+        Meant for a thread of its own while the first phase trains. Eight processes that opened a
+        fresh SQLite store at once all failed, hence the lock.
+
+        Returns:
+            An error, or an empty text.
+        """
+        try:
+            self._connect()
+        except Exception as error:
+            return _told(error)
+        return ""
+
+    def sync(self, view: JournalView) -> SyncOutcome:
+        """Bring MLflow up to date with the journal; never raises."""
+        records = view.records()
+        done = self._known_mirrored()
+        before = len(done)
+        error = ""
+        try:
+            self._connect()
+            with _exclusive(self._store.root / "mirror.lock"):
+                index = self._read_index(view.run_id)
+                # What the server lost (a deleted database) is mirrored again.
+                done = self._known_mirrored() & set(index.runs)
+                before = len(done)
+                parent = self._ensure_parent(index, view)
+                for record in records:
+                    if record.record_id not in done:
+                        self._mirror(index, view.run_id, parent, record)
+                        done.add(record.record_id)
+                self._mirror_run_files(parent)
+                self._end_parent(parent, view)
+        except Exception as fault:
+            error = _told(fault)
+        self._remember(done)
+        missing = {r.record_id for r in records} - done
+        return SyncOutcome(
+            mirrored=len(done), added=len(done) - before, pending=len(missing), error=error
+        )
+
+    def _connect(self) -> None:
+        if self._client is not None:
+            return
+        # Read when MLflow is imported or a request is made; defaults retry for minutes.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        from mlflow import MlflowClient
+
+        self._store.runs_dir.mkdir(parents=True, exist_ok=True)
+        with _exclusive(self._store.runs_dir / "mlflow.lock", wait=True):
+            client = MlflowClient(tracking_uri=self.uri)
+            found = client.get_experiment_by_name(self.experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise MirrorError(
+                    f"experiment {self.experiment!r} is deleted in MLflow; restore it, or set "
+                    "tracking.experiment to another name"
+                )
+            self._experiment_id = (
+                found.experiment_id
+                if found is not None
+                else client.create_experiment(self.experiment, self._artifact_location())
+            )
+            self._client = client
+
+    def _artifact_location(self) -> str | None:
+        """Absolute folder beside a local database; a server decides for itself."""
+        if self.uri.startswith(("http://", "https://")):
+            return None
+        return (self._store.runs_dir / "mlartifacts").as_uri()
+
+    def _read_index(self, run_id: str) -> _Index:
+        index = _Index(self._experiment_id)
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id],
+                filter_string=f"tags.`{_TAG_RUN}` = '{run_id}'",
+                max_results=1000,
+                page_token=token,
+            )
+            for run in page:
+                index.runs[run.data.tags.get(_TAG_RECORD, "")] = run.info.run_id
+            token = page.token
+            if not token:
+                return index
+
+    def _ensure_parent(self, index: _Index, view: JournalView) -> str:
+        if _PARENT in index.runs:
+            return index.runs[_PARENT]
+        started = next((e for e in view.entries if e.kind == events.RUN_STARTED), None)
+        tags = {
+            _TAG_RECORD: _PARENT, _TAG_RUN: view.run_id, "mpq.run": self._store.name,
+            "mpq.method": str(self._config.get("method", "")),
+        }  # fmt: skip
+        start_ms = _milliseconds(started.time_utc) if started else 0
+        return self._create(index, _PARENT, self._store.name, start_ms, tags, self._flat_config())
+
+    def _mirror(self, index: _Index, run_id: str, parent: str, record: RunRecord) -> None:
+        from mlflow.entities import Metric
+
+        start_ms = _milliseconds(record.started_utc)
+        end_ms = start_ms + round(record.wall_s * 1000)
+        tags = {
+            _TAG_RECORD: record.record_id, _TAG_RUN: run_id, "mlflow.parentRunId": parent,
+            "mpq.run": record.run, "mpq.key": record.key, "mpq.phase": record.phase,
+            "mpq.method": record.method, "mpq.state": str(record.state),
+            "mpq.attempt": str(record.attempt), "mpq.device": record.device,
+        }  # fmt: skip
+        if record.policy_id is not None:
+            tags["mpq.policy_id"] = record.policy_id
+        if record.message:
+            tags["mpq.message"] = redacted_text(record.message)
+        params = {f"limit.{kind}": value for kind, value in record.limits.items()}
+        params |= {"alpha": f"{record.alpha:g}"} if record.alpha is not None else {}
+        params |= {"seed": str(record.seed)} if record.seed is not None else {}
+        found = self._create(index, record.record_id, record.step, start_ms, tags, params)
+        values = {**record.metrics, **{f"spent/{k}": v for k, v in record.costs.items()}}
+        metrics = [Metric(_named(key), float(v), end_ms, 0) for key, v in values.items()]
+        for start in range(0, len(metrics), 500):
+            self._client.log_batch(found, metrics=metrics[start : start + 500])
+        for role, relative in record.outputs.items():
+            path = self._store.root / relative
+            if path.is_file() and _fit_to_show(path):
+                self._client.log_artifact(found, str(path), role.replace(":", "-"))
+        status = _MLFLOW_STATUS.get(record.state, "FINISHED")
+        self._client.set_terminated(found, status, end_time=end_ms)
+
+    def _create(
+        self,
+        index: _Index,
+        identity: str,
+        name: str,
+        start_ms: int,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+    ) -> str:
+        """The MLflow run of that identity; made with its tags in one call, so never twice."""
+        from mlflow.entities import Param
+
+        found = index.runs.get(identity)
+        if found is None:
+            clipped = {key: value[:_MAX_TEXT] for key, value in tags.items()}
+            run = self._client.create_run(
+                self._experiment_id, start_time=start_ms, tags=clipped, run_name=name
+            )
+            found = index.runs[identity] = str(run.info.run_id)
+        pairs = [Param(_named(key), value[:_MAX_TEXT]) for key, value in params.items()]
+        for start in range(0, len(pairs), 100):
+            self._client.log_batch(found, params=pairs[start : start + 100])
+        return found
+
+    def _flat_config(self) -> dict[str, str]:
+        return dict(_flat(self._config, ""))
+
+    def _mirror_run_files(self, parent: str) -> None:
+        """Report, tables, figures and policies of the run, when they are new or changed."""
+        state = self._read_state()
+        sent: dict[str, str] = dict(state.get("files", {}))
+        root = self._store.root
+        if "config.yaml" not in sent:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "config.yaml"
+                path.write_text(dump_yaml(self._config))
+                self._client.log_artifact(parent, str(path))
+            sent["config.yaml"] = "redacted"
+        for path in sorted({p for pattern in _RUN_FILES for p in root.glob(pattern)}):
+            if path.is_file() and _fit_to_show(path):
+                relative, digest = self._store.relative(path), sha256_of(path)
+                if sent.get(relative) != digest:
+                    folder_name = str(Path(relative).parent)
+                    self._client.log_artifact(
+                        parent, str(path), None if folder_name == "." else folder_name
+                    )
+                    sent[relative] = digest
+        self._write_state({**state, "files": sent})
+
+    def _end_parent(self, parent: str, view: JournalView) -> None:
+        last = next(
+            (
+                e
+                for e in reversed(view.entries)
+                if e.kind in (events.RUN_STARTED, events.RUN_FINISHED, events.RUN_INTERRUPTED)
+            ),
+            None,
+        )
+        if last is None or last.kind == events.RUN_STARTED:
+            self._client.update_run(parent, status="RUNNING")
+            return
+        code = int(last.data.get("exit_code", -1))
+        status = {0: "FINISHED", 3: "FINISHED"}.get(code, "FAILED")
+        if last.kind == events.RUN_INTERRUPTED:
+            status = "KILLED"
+        self._client.set_tag(parent, "mpq.exit_code", str(code))
+        self._client.set_terminated(parent, status, end_time=_milliseconds(last.time_utc))
+
+    def _known_mirrored(self) -> set[str]:
+        return set(self._read_state().get("mirrored", ()))
+
+    def _remember(self, done: Iterable[str]) -> None:
+        if self._store.root.is_dir():
+            self._write_state({**self._read_state(), "mirrored": sorted(done)})
+
+    def _read_state(self) -> dict[str, Any]:
+        """What this run remembers of this address; another address starts from nothing."""
+        try:
+            state = json.loads(self._state_path.read_text())
+        except (OSError, ValueError):
+            return {}
+        same = isinstance(state, dict) and state.get("schema") == _SCHEMA
+        return state if same and state.get("uri") == redacted_text(self.uri) else {}
+
+    def _write_state(self, state: Mapping[str, Any]) -> None:
+        body = {**state, "schema": _SCHEMA, "uri": redacted_text(self.uri)}
+        write_atomically(self._state_path, json.dumps(body, indent=1, sort_keys=True))
+
+
+class MirrorError(Exception):
+    """MLflow cannot take what is to be mirrored; the message says why."""
+
+
+@contextmanager
+def _exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    except BlockingIOError as error:
+        raise MirrorError("another process is mirroring this run") from error
+    finally:
+        os.close(handle)
+
+
+def _fit_to_show(path: Path) -> bool:
+    return path.suffix in _ARTIFACT_SUFFIXES and path.stat().st_size <= _MAX_ARTIFACT_BYTES
+
+
+def _named(key: str) -> str:
+    """A name MLflow takes; it refuses the whole batch for one odd character."""
+    return re.sub(r"[^\w\-./ ]", "_", key, flags=re.ASCII)[:250]
+
+
+def _milliseconds(time_utc: str) -> int:
+    return round(datetime.fromisoformat(time_utc).timestamp() * 1000) if time_utc else 0
+
+
+def _flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value)
+
+
+def _told(error: Exception) -> str:
+    text = redacted_text(str(error)).splitlines()
+    return f"{type(error).__name__}: {text[0][:300] if text else ''}"
