@@ -9,7 +9,7 @@ case is simply no wrapping.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -30,6 +30,7 @@ class SwitchableBatchNorm(nn.Module):
     Attributes:
         copies: the original under ``full`` and one copy per bit-width under its number.
         selected: key of the copy that forward uses.
+        mix: when set, ``forward`` returns ``mix(norm, x)`` instead (MetaMix's bit search).
     """
 
     def __init__(self, norm: _BatchNorm, candidates: Iterable[int]) -> None:
@@ -38,6 +39,7 @@ class SwitchableBatchNorm(nn.Module):
         # Never trained: passes at some bit-width are the only training of a wrapped network.
         self.copies[_FULL] = norm.requires_grad_(False)
         self.selected = _FULL
+        self.mix: Callable[[SwitchableBatchNorm, Tensor], Tensor] | None = None
 
     def select(self, bits: int | None) -> None:
         """Use the copy of ``bits``; None is the full-precision original.
@@ -54,6 +56,8 @@ class SwitchableBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise with the selected copy."""
+        if self.mix is not None:
+            return self.mix(self, x)
         y: Tensor = self.copies[self.selected](x)
         return y
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainers.errors import ModelError
-from trainers.quant.bank import RangeKind, StepBank
+from trainers.quant.bank import FULL_PRECISION, RangeKind, StepBank
 from trainers.quant.batchnorm import MergeFrom, SwitchableBatchNorm
 from trainers.quant.layers import QuantLayer
 from trainers.quant.reduce import mean_over_ranks
@@ -60,7 +60,7 @@ class QuantNetwork:
         for name, pair in bits.items():
             if name not in self.layers:
                 raise ModelError(f"bits for layer {name!r}, which the network does not have")
-            if name in self.pinned and tuple(pair) != self.pinned[name]:
+            if name in self.pinned and _widths(pair) != _widths(self.pinned[name]):
                 raise ModelError(
                     f"layer {name!r} is pinned to {self.pinned[name]}; {tuple(pair)} was asked for"
                 )
@@ -196,6 +196,10 @@ class QuantNetwork:
         """Names of the BatchNorms that have one copy per bit-width."""
         return tuple(self._norms)
 
+    def switchable(self) -> tuple[tuple[SwitchableBatchNorm, StepBank], ...]:
+        """The BatchNorms of ``switchable_norms`` with the bank whose bits select their copy."""
+        return tuple(self._norms.values())
+
     def _set(self, name: str, pair: Bits) -> None:
         layer = self.layers[name]
         layer.weight_quantizer.set_bits(pair[0])
@@ -204,6 +208,12 @@ class QuantNetwork:
     def _switch_norms(self) -> None:
         for norm, bank in self._norms.values():
             norm.select(bank.bits)
+
+
+def _widths(pair: Bits) -> Bits:
+    """The pair with every way to say full precision as None."""
+    weight_bits, act_bits = (None if bits in FULL_PRECISION else bits for bits in pair)
+    return weight_bits, act_bits
 
 
 def _bank_entries(layer: QuantLayer) -> list[str]:

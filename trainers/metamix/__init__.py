@@ -1,0 +1,1 @@
+"""MetaMix: meta-state, bit selection, weight training (Kim et al., AAAI 2024)."""
