@@ -111,8 +111,14 @@ def read_indicators(
             )
     values: dict[tuple[str, str, int], float] = {}
     violations: list[Violation] = []
+    special = {name for name, _, _ in choices.overrides}
+    usual: _Candidates | None = None
     for layer in costs.searched:
-        for tensor, bits in _candidates(layer, choices):
+        if layer.name in special:
+            candidates = _candidates(layer, choices)
+        else:
+            usual = candidates = usual or _candidates(layer, choices)
+        for tensor, bits in candidates:
             raw = _learned(learned, layer.name, tensor, bits)
             used = _repaired(raw, checked)
             violations.extend(
@@ -132,9 +138,10 @@ def read_indicators(
     return Indicators(rule=checked, values=values, violations=tuple(violations))
 
 
-def _candidates(
-    layer: LayerSpec, choices: BitChoices
-) -> tuple[tuple[TensorRole, tuple[int, ...]], tuple[TensorRole, tuple[int, ...]]]:
+_Candidates = tuple[tuple[TensorRole, tuple[int, ...]], tuple[TensorRole, tuple[int, ...]]]
+
+
+def _candidates(layer: LayerSpec, choices: BitChoices) -> _Candidates:
     options = choices.of(layer)
     return (
         ("weight", tuple(sorted({o.weight_bits for o in options}))),

@@ -22,7 +22,13 @@ from solvers.importance import Indicators, check_alpha, read_indicators
 from solvers.limits import Ceiling, Limit, ceilings_of
 from solvers.tables import BitChoices, CostTable, ImportanceTable, LayerBits
 from solvers.units import Unit, units_of
-from solvers.uses import constant_use, is_additive, option_uses, total_use
+from solvers.uses import (
+    constant_use,
+    is_additive,
+    option_uses,
+    option_widths,
+    total_use,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +89,14 @@ class Problem:
 
     def with_bounds(self, bounds: Sequence[int]) -> Problem:
         """The same problem with its limits at other heights."""
-        ceilings = tuple(c.tightened_to(b) for c, b in zip(self.ceilings, bounds, strict=True))
-        return replace(self, ceilings=ceilings, room=_room(ceilings, self.costs, self.accounting))
+        return self.with_ceilings(
+            [c.tightened_to(b) for c, b in zip(self.ceilings, bounds, strict=True)]
+        )
+
+    def with_ceilings(self, ceilings: Sequence[Ceiling]) -> Problem:
+        """The same problem with ceilings over the same resources in the same order."""
+        room = _room(ceilings, self.costs, self.accounting)
+        return replace(self, ceilings=tuple(ceilings), room=room)
 
 
 def build_problem(
@@ -144,14 +156,20 @@ def build_problem(
 def _option_costs(unit: Unit, indicators: Indicators, alpha: float) -> npt.NDArray[np.float64]:
     """s_a + alpha * s_w of every option, summed over the unit's searched layers."""
     total = np.zeros(len(unit.options))
+    weight_bits, act_bits = option_widths(unit.options)
     values = indicators.values
     for layer in unit.layers:
         if layer.pinned is not None:
             continue
-        act = np.array([values[layer.name, "act", o.act_bits] for o in unit.options])
-        weight = np.array([values[layer.name, "weight", o.weight_bits] for o in unit.options])
-        # A weight term of 0 must stay 0 where an erased entry is infinite.
-        total += act + np.where(np.isfinite(weight), alpha * weight, np.inf)
+        # Looked up once a width, then spread over the options by table.
+        act, weight = np.zeros(33), np.zeros(33)
+        for b in set(act_bits.tolist()):
+            act[b] = values[layer.name, "act", b]
+        for b in set(weight_bits.tolist()):
+            value = values[layer.name, "weight", b]
+            # alpha = 0 must not turn an erased (infinite) entry into 0 * inf.
+            weight[b] = alpha * value if value < np.inf else value
+        total += act[act_bits] + weight[weight_bits]
     return total
 
 

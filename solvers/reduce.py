@@ -147,3 +147,24 @@ def _improved(C: Floats, W: Floats, picks: Ints, room: int) -> Ints:
         if gain[unit, option] <= 1e-15:
             return picks
         picks[unit] = option
+
+
+def reduced_costs(
+    cost: Sequence[Floats], use: Sequence[Ints], prices: Sequence[float], room: Ints
+) -> tuple[float, list[Floats]]:
+    """Lagrangian bound at given prices, and what each option adds to it.
+
+    A solution that takes an option has an objective of at least bound + reduced cost, whatever
+    the (non-negative) prices are.
+
+    Args:
+        cost: per unit, float64 [options].
+        use: per unit, int64 [limits, options].
+        prices: objective per unit of each limit's resource.
+        room: int64 [limits].
+    """
+    price = np.array(prices)
+    lagrangian = [c + price @ u for c, u in zip(cost, use, strict=True)]
+    best = [float(v.min()) for v in lagrangian]
+    bound = sum(best) - float(price @ room)
+    return bound, [v - b for v, b in zip(lagrangian, best, strict=True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from solvers.errors import SolverFailedError
 from solvers.peaks import moments_of
 from solvers.problem import Problem
 from solvers.reach import out_of_reach
-from solvers.reduce import Core, reduce_to_core, undominated
+from solvers.reduce import Core, reduce_to_core, reduced_costs, undominated
 
 if TYPE_CHECKING:
     from solvers.ilp import Answer, Backend, Program
@@ -28,6 +28,8 @@ Ints = npt.NDArray[np.int64]
 # A backend works with doubles; an answer that exceeds a limit by an integer is excluded and the
 # rest solved again. More than a few such answers would mean that something else is wrong.
 _MAX_EXCLUSIONS = 10
+# Options kept a unit by the first guess with several limits.
+_FIRST_GUESS = 2.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +83,7 @@ def search(
     Raises:
         SolverFailedError: the backend broke or contradicts integer arithmetic.
     """
-    from solvers.ilp import backend_version, relaxed_prices, solve_program
+    from solvers.ilp import backend_version
 
     if out_of_reach(problem):
         return Found(
@@ -89,43 +91,32 @@ def search(
             solver="arithmetic", solver_version="exact",
         )  # fmt: skip
     backend = choose_backend(solver, problem)
-    version = backend_version(backend)
-    deadline = time.monotonic() + time_limit_s
-    core = None
-    if len(problem.additive) == 1 and not problem.peaks and not excluded:
-        core = _core_of(problem)
-    kept = _kept_options(problem, core, reduce=not excluded)
-    refused: list[tuple[int, ...]] = list(excluded)
-    for _ in range(_MAX_EXCLUSIONS):
-        left_s = max(deadline - time.monotonic(), 1e-3)
-        if all(len(k) == 1 for k in kept) and not refused:
-            answer = _the_only_answer(problem, kept)
-        else:
-            program, undecided = _program(problem, kept, refused)
-            answer = solve_program(program, backend, left_s)
-            answer = _widened(problem, kept, undecided, answer)
-        found = _settled(problem, core, answer)
-        if found.picks is None or problem.fits(problem.bits_by_name(found.picks)):
-            break
-        refused.append(found.picks)
-    else:
-        raise SolverFailedError(
-            f"{backend}: {_MAX_EXCLUSIONS} answers in a row exceed a limit by integer count"
-        )
-    picks = found.picks
-    if picks is not None and not refused and not problem.peaks:
-        picks = _in_canonical_order(problem, picks)
+    hunt = _Hunt(problem, backend, time.monotonic() + time_limit_s, list(excluded))
     prices: tuple[float | None, ...] = ()
-    if with_prices and picks is not None:
-        if core is not None:
-            prices = (core.price,)
-        else:
-            program, _ = _program(problem, _kept_options(problem, None, reduce=True), ())
-            prices = _by_ceiling(problem, relaxed_prices(program, time_limit_s))
+    if excluded:
+        settled = hunt.among([np.arange(len(c)) for c in problem.cost])
+    elif problem.peaks:
+        settled = hunt.among(_undominated(problem))
+        if with_prices:
+            prices = _by_ceiling(problem, hunt.relaxed_prices())
+    elif len(problem.additive) == 1:
+        core = _core_of(problem)
+        settled = _with_core(problem, core, hunt.among(_in_core(problem, core)))
+        prices = (core.price,)
+    else:
+        prices = hunt.relaxed_prices() or ()
+        settled = _guess_and_prove(problem, hunt, [p or 0.0 for p in prices])
+    picks = settled.picks
+    if picks is not None and not hunt.refused and not problem.peaks:
+        picks = _in_canonical_order(problem, picks)
     return Found(
-        status=found.status, picks=picks, bound=found.bound, prices=prices,
-        solver=backend, solver_version=version,
-    )  # fmt: skip
+        status=settled.status,
+        picks=picks,
+        bound=settled.bound,
+        prices=prices if with_prices and prices else tuple(None for _ in problem.ceilings),
+        solver=backend,
+        solver_version=backend_version(backend),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +126,83 @@ class _Settled:
     bound: float | None
 
 
+@dataclass(slots=True)
+class _Hunt:
+    """One backend at work on one problem, with a clock and the answers it was refused."""
+
+    problem: Problem
+    backend: Backend
+    deadline: float
+    refused: list[tuple[int, ...]]
+
+    def left_s(self) -> float:
+        return max(self.deadline - time.monotonic(), 1e-3)
+
+    def relaxed_prices(self) -> tuple[float, ...] | None:
+        from solvers.ilp import relaxed_prices
+
+        program, _ = _program(self.problem, _undominated(self.problem), (), fold=False)
+        return relaxed_prices(program, self.left_s())
+
+    def among(self, kept: Sequence[Ints]) -> _Settled:
+        """The best picks among the kept options that fit by integer count."""
+        from solvers.ilp import solve_program
+
+        for _ in range(_MAX_EXCLUSIONS):
+            if all(len(k) == 1 for k in kept) and not self.refused:
+                picks = tuple(int(k[0]) for k in kept)
+                if self.problem.fits(self.problem.bits_by_name(picks)):
+                    return _Settled(
+                        status=SolveStatus.PROVEN_OPTIMAL,
+                        picks=picks,
+                        bound=self.problem.objective(picks),
+                    )
+                return _Settled(status=SolveStatus.INFEASIBLE, picks=None, bound=None)
+            fold = not self.problem.peaks and not self.refused
+            program, undecided = _program(self.problem, kept, self.refused, fold=fold)
+            answer = solve_program(program, self.backend, self.left_s())
+            settled = _widened(self.problem, kept, undecided, answer)
+            if settled.picks is None or self.problem.fits(self.problem.bits_by_name(settled.picks)):
+                return settled
+            self.refused.append(settled.picks)
+        raise SolverFailedError(
+            f"{self.backend}: {_MAX_EXCLUSIONS} answers in a row exceed a limit by integer count"
+        )
+
+
+def _guess_and_prove(problem: Problem, hunt: _Hunt, prices: Sequence[float]) -> _Settled:
+    """Several limits: solve over options of small reduced cost, then prove it was enough.
+
+    With a Lagrangian bound L, every solution that uses an option of reduced cost r has an
+    objective of at least L + r. The best solution among options of r <= g is therefore the best
+    of all if its objective is at most L + g; if not, its objective says which g is enough.
+    """
+    kept = _undominated(problem)
+    if len(prices) != len(problem.room):
+        return hunt.among(kept)
+    bound, reduced = reduced_costs(problem.cost, problem.use, prices, problem.room)
+    ascending = np.sort(np.concatenate([r[k] for r, k in zip(reduced, kept, strict=True)]))
+    first = min(int(_FIRST_GUESS * len(kept)), len(ascending) - 1)
+    guess = float(ascending[first])
+    while True:
+        margin = 1e-9 * max(1.0, abs(bound) + guess)
+        core = [k[r[k] <= guess + margin] for r, k in zip(reduced, kept, strict=True)]
+        is_all = all(len(c) == len(k) for c, k in zip(core, kept, strict=True))
+        found = hunt.among(core)
+        if found.status is SolveStatus.INFEASIBLE and not is_all:
+            guess = max(4 * guess, margin)
+            continue
+        if found.picks is None:
+            return replace(found, bound=bound)
+        above = problem.objective(found.picks) - bound
+        if found.status is not SolveStatus.PROVEN_OPTIMAL:
+            # What the backend bounded is the core; the Lagrangian bound holds for everything.
+            return replace(found, bound=bound if not is_all else max(bound, found.bound or bound))
+        if is_all or above <= guess:
+            return found
+        guess = above
+
+
 def _core_of(problem: Problem) -> Core:
     core = reduce_to_core(problem.cost, [u[0] for u in problem.use], int(problem.room[0]))
     if core is None:
@@ -142,32 +210,36 @@ def _core_of(problem: Problem) -> Core:
     return core
 
 
-def _kept_options(problem: Problem, core: Core | None, *, reduce: bool) -> list[Ints]:
-    if not reduce:
-        return [np.arange(len(c)) for c in problem.cost]
+def _undominated(problem: Problem) -> list[Ints]:
+    """Per unit the options that no other one of the unit makes pointless."""
     kept = []
-    for u, (cost, use) in enumerate(zip(problem.cost, problem.use, strict=True)):
+    for unit, cost, use in zip(problem.units, problem.cost, problem.use, strict=True):
         rows = use
         if problem.peaks:
-            act = np.array([[o.act_bits for o in problem.units[u].options]], dtype=np.int64)
+            act = np.array([[o.act_bits for o in unit.options]], dtype=np.int64)
             rows = np.concatenate([use, act])
-        options = undominated(cost, rows)
-        if core is not None:
-            in_core = np.intersect1d(options, core.kept[u])
-            options = in_core if len(in_core) else core.kept[u]
-        kept.append(options)
+        kept.append(undominated(cost, rows))
+    return kept
+
+
+def _in_core(problem: Problem, core: Core) -> list[Ints]:
+    kept = []
+    for options, of_core in zip(_undominated(problem), core.kept, strict=True):
+        both = np.intersect1d(options, of_core)
+        kept.append(both if len(both) else of_core)
     return kept
 
 
 def _program(
-    problem: Problem, kept: Sequence[Ints], excluded: Sequence[tuple[int, ...]]
+    problem: Problem,
+    kept: Sequence[Ints],
+    excluded: Sequence[tuple[int, ...]],
+    *,
+    fold: bool,
 ) -> tuple[Program, list[int]]:
-    """The program over units with more than one kept option; the others become constants."""
-    from dataclasses import replace
-
+    """The program over the kept options; ``fold`` makes constants of decided units."""
     from solvers.ilp import Program
 
-    fold = not problem.peaks and not excluded
     undecided = [u for u, k in enumerate(kept) if len(k) > 1 or not fold]
     room = problem.room.copy()
     for u, k in enumerate(kept):
@@ -196,44 +268,35 @@ def _program(
 
 def _widened(
     problem: Problem, kept: Sequence[Ints], undecided: Sequence[int], answer: Answer
-) -> Answer:
-    """The answer in terms of the whole problem's units and options."""
-    from dataclasses import replace
-
+) -> _Settled:
+    """The backend's answer in terms of the whole problem's units and options."""
     fixed = set(range(len(kept))) - set(undecided)
     constant = sum(float(problem.cost[u][kept[u][0]]) for u in fixed)
     picks = None
+    bound = None if answer.bound is None else answer.bound + constant
     if answer.picks is not None:
         full = [int(k[0]) for k in kept]
         for u, pick in zip(undecided, answer.picks, strict=True):
             full[u] = int(kept[u][pick])
         picks = tuple(full)
-    bound = None if answer.bound is None else answer.bound + constant
-    return replace(answer, picks=picks, bound=bound)
+        if answer.status is SolveStatus.PROVEN_OPTIMAL:
+            bound = problem.objective(picks)
+    return _Settled(status=answer.status, picks=picks, bound=bound)
 
 
-def _the_only_answer(problem: Problem, kept: Sequence[Ints]) -> Answer:
-    """Every unit has one option left, so there is nothing to ask."""
-    from solvers.ilp import Answer
-
-    picks = tuple(int(k[0]) for k in kept)
-    return Answer(status=SolveStatus.PROVEN_OPTIMAL, picks=picks, bound=problem.objective(picks))
-
-
-def _settled(problem: Problem, core: Core | None, answer: Answer) -> _Settled:
-    """The better of the backend's answer and the known solution, with the better bound."""
-    status, picks, bound = answer.status, answer.picks, answer.bound
-    if core is not None:
-        known = tuple(int(p) for p in core.picks)
-        if picks is None and status is SolveStatus.INFEASIBLE:
-            # Only options that a better solution could use were offered, so there is none.
-            return _Settled(status=SolveStatus.PROVEN_OPTIMAL, picks=known, bound=core.objective)
-        if picks is None or problem.objective(known) < problem.objective(picks):
-            picks = known
-        if status is SolveStatus.NO_SOLUTION_IN_TIME:
-            status = SolveStatus.FEASIBLE_UNPROVEN
-        bound = max(core.bound, bound if bound is not None else -np.inf)
-    if picks is not None and status is SolveStatus.PROVEN_OPTIMAL:
+def _with_core(problem: Problem, core: Core, found: _Settled) -> _Settled:
+    """The better of the backend's answer and the solution known before, with the better bound."""
+    known = tuple(int(p) for p in core.picks)
+    if found.status is SolveStatus.INFEASIBLE:
+        # Only options that a better solution could use were offered, so there is none.
+        return _Settled(status=SolveStatus.PROVEN_OPTIMAL, picks=known, bound=core.objective)
+    picks, status = found.picks, found.status
+    if picks is None or problem.objective(known) < problem.objective(picks):
+        picks = known
+    if status is SolveStatus.NO_SOLUTION_IN_TIME:
+        status = SolveStatus.FEASIBLE_UNPROVEN
+    bound = core.bound if found.bound is None else max(core.bound, found.bound)
+    if status is SolveStatus.PROVEN_OPTIMAL:
         bound = problem.objective(picks)
     return _Settled(status=status, picks=picks, bound=bound)
 

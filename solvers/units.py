@@ -39,6 +39,18 @@ def units_of(costs: CostTable, choices: BitChoices) -> tuple[Unit, ...]:
         TableError: members of a group share no pair, or an override names no layer.
     """
     known = set(costs.names)
+    special = {name for name, _, _ in choices.overrides}
+    usual: tuple[LayerBits, ...] | None = None
+
+    def options_of(layer: LayerSpec) -> tuple[LayerBits, ...]:
+        # One tuple for all layers without a pin or candidates of their own: it is made once.
+        nonlocal usual
+        if layer.pinned is not None or layer.name in special:
+            return choices.of(layer)
+        if usual is None:
+            usual = choices.of(layer)
+        return usual
+
     for name, _, _ in choices.overrides:
         if name not in known:
             raise TableError(f"choices: overrides name layer {name!r}, which {costs.model!r} lacks")
@@ -48,9 +60,9 @@ def units_of(costs: CostTable, choices: BitChoices) -> tuple[Unit, ...]:
         members.setdefault(key, []).append(layer)
     units = []
     for (_, label), layers in members.items():
-        options = choices.of(layers[0])
+        options = options_of(layers[0])
         for layer in layers[1:]:
-            open_to_it = set(choices.of(layer))
+            open_to_it = set(options_of(layer))
             options = tuple(o for o in options if o in open_to_it)
         if not options:
             names = ", ".join(layer.name for layer in layers)

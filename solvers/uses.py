@@ -7,7 +7,8 @@ the coefficients that fronts and solvers add up. Tests hold the two against each
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,6 @@ import numpy.typing as npt
 from solvers.accounting import (
     Accounting,
     bits_in,
-    layer_bitops,
-    layer_weight_size_bits,
     num_macs,
     rest_size_bits,
     total_bitops,
@@ -66,32 +65,42 @@ def constant_use(ceiling: Ceiling, costs: CostTable, accounting: Accounting) -> 
     return rest_size_bits(costs, accounting) if ceiling.resource == "size_bits" else 0
 
 
+@functools.lru_cache(maxsize=256)
+def option_widths(
+    options: tuple[LayerBits, ...],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Weight bits and activation bits of options as arrays; most units share one tuple."""
+    return (
+        np.array([o.weight_bits for o in options], dtype=np.int64),
+        np.array([o.act_bits for o in options], dtype=np.int64),
+    )
+
+
 def option_uses(
     ceiling: Ceiling,
     layer: LayerSpec,
-    options: Sequence[LayerBits],
+    options: tuple[LayerBits, ...],
     accounting: Accounting,
     *,
     is_first: bool,
 ) -> npt.NDArray[np.int64]:
     """What each option of one layer adds to an additive resource, shape [len(options)]."""
+    weight_bits, act_bits = option_widths(options)
     match ceiling.resource:
-        case "bitops" if not is_first:
-            # As layer_bitops, with the MACs looked up once: a front asks for 25 pairs a layer.
-            macs = num_macs(layer, accounting)
-            uses = [macs * o.weight_bits * o.act_bits for o in options]
         case "bitops":
-            uses = [layer_bitops(layer, o, accounting, is_first=True) for o in options]
+            if is_first and accounting.first_act_bits is not None:
+                act_bits = np.full_like(act_bits, accounting.first_act_bits)
+            return num_macs(layer, accounting) * weight_bits * act_bits
         case "size_bits":
-            uses = [layer_weight_size_bits(layer, o) for o in options]
+            return layer.num_weights * weight_bits
         case "weight_bits_sum":
-            uses = [o.weight_bits if layer.name in ceiling.layers else 0 for o in options]
+            return weight_bits * (layer.name in ceiling.layers)
         case "act_bits_sum":
-            uses = [o.act_bits if layer.name in ceiling.layers else 0 for o in options]
+            return act_bits * (layer.name in ceiling.layers)
         case "latency_ps":
             table = ceiling.limit.latency
             assert table is not None
             uses = [table.latency_ps(layer.name, o) for o in options]
+            return np.array(uses, dtype=np.int64)
         case "peak_bits":
             raise AssertionError("the activation peak is not a sum over layers")
-    return np.array(uses, dtype=np.int64)
