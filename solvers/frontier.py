@@ -26,10 +26,10 @@ import numpy.typing as npt
 from solvers.accounting import STANDARD, Accounting
 from solvers.certificate import SolveStatus
 from solvers.errors import LimitError, SolversError
+from solvers.explain import explain
 from solvers.latency import LatencyTable
 from solvers.limits import Ceiling, Limit, LimitKind, ceiling_of
 from solvers.problem import Problem, build_problem
-from solvers.reach import explain
 from solvers.result import SolveResult
 from solvers.solve import result_of
 from solvers.tables import BitChoices, CostTable, ImportanceTable

@@ -37,6 +37,7 @@ class Problem:
 
     Attributes:
         costs: the network.
+        choices: candidate bits, as given.
         accounting: how costs are counted.
         units: decisions, options forbidden by the repair rule already left out.
         ceilings: every limit in integers, in the order asked.
@@ -47,6 +48,7 @@ class Problem:
     """
 
     costs: CostTable
+    choices: BitChoices
     accounting: Accounting
     units: tuple[Unit, ...]
     ceilings: tuple[Ceiling, ...]
@@ -98,6 +100,18 @@ class Problem:
         room = _room(ceilings, self.costs, self.accounting)
         return replace(self, ceilings=tuple(ceilings), room=room)
 
+    def with_only(self, indices: Sequence[int]) -> Problem:
+        """The same problem with some of its limits."""
+        ceilings = [self.ceilings[k] for k in indices]
+        additive = [k for k, c in enumerate(self.ceilings) if is_additive(c)]
+        rows = [row for row, k in enumerate(additive) if k in indices]
+        smaller = replace(self, ceilings=tuple(ceilings), use=tuple(u[rows] for u in self.use))
+        return smaller.with_ceilings(ceilings)
+
+    def with_cost(self, cost: Sequence[npt.NDArray[np.float64]]) -> Problem:
+        """The same problem with another objective."""
+        return replace(self, cost=tuple(cost))
+
 
 def build_problem(
     costs: CostTable,
@@ -143,6 +157,7 @@ def build_problem(
         use.append(rows)
     return Problem(
         costs=costs,
+        choices=choices,
         accounting=accounting,
         units=tuple(kept),
         ceilings=ceilings,

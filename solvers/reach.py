@@ -1,26 +1,20 @@
-"""What can a network reach at all, and if nothing fits, why?
+"""What can a network reach at all, one limit at a time?
 
-Alone, the least use of an additive resource is a sum of least options, and the least peak comes
-with the fewest activation bits everywhere: no solver is needed. Together needs one solve a
-question: the least use of each limit within the others, and which limits clash.
+The least use of an additive resource is a sum of least options, and the least peak comes with the
+fewest activation bits everywhere: no solver is needed. What several limits leave possible
+together is the matter of ``explain.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from solvers.accounting import STANDARD, Accounting
-from solvers.infeasibility import Infeasibility, LimitReach
 from solvers.latency import LatencyTable
 from solvers.limits import Ceiling, Limit, LimitKind
 from solvers.problem import Problem, build_problem
 from solvers.tables import BitChoices, CostTable
 from solvers.uses import constant_use, is_additive, total_use
-
-# Answers "does any policy fit?" for a problem with joint limits; None = not known in time.
-Feasible = Callable[[Problem], bool | None]
 
 
 def reachable(
@@ -69,22 +63,3 @@ def reach_of(problem: Problem, ceiling: Ceiling) -> tuple[int, int]:
 def out_of_reach(problem: Problem) -> tuple[Ceiling, ...]:
     """Limits that no policy meets even alone."""
     return tuple(c for c in problem.ceilings if reach_of(problem, c)[0] > c.bound)
-
-
-def explain(problem: Problem, *, solver: str = "auto", time_limit_s: float = 60.0) -> Infeasibility:
-    """Why no policy fits the problem: reach of each limit, what clashes, and which pins cost.
-
-    Raises:
-        SolverFailedError: the backend broke.
-    """
-    alone = {c.limit.text: reach_of(problem, c) for c in problem.ceilings}
-    clash = tuple(c.limit.text for c in out_of_reach(problem))[:1] or tuple(alone)
-    limits = tuple(
-        LimitReach(
-            kind=c.kind, limit=c.limit.text, resource=c.resource, bound=c.bound,
-            smallest=alone[c.limit.text][0], smallest_with_others=None,
-            shown_bound=c.shown(c.bound), shown_smallest=c.shown(alone[c.limit.text][0]),
-        )
-        for c in problem.ceilings
-    )  # fmt: skip
-    return Infeasibility(limits=limits, clash=clash, causes=(), text=" and ".join(clash))

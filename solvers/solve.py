@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from solvers.certificate import Certificate, LimitUse, SolveStatus
+from solvers.explain import explain
 from solvers.infeasibility import Infeasibility
 from solvers.peaks import moments_of, peak_of
 from solvers.policy import Policy, make_policy
 from solvers.problem import Problem, build_problem
-from solvers.reach import explain
 from solvers.result import PriceMethod, SolveRequest, SolveResult
 from solvers.search import Found, search
 
