@@ -102,6 +102,9 @@ class QuantTrainingConfig(OptimizerConfig):
         grad_scale: multiply step-size gradients by 1 / sqrt(Qp * number of elements), the
             elements of an activation counted over the global batch. Published code: true.
         step_clamp: [lowest, highest] step size in the forward pass; null = none.
+        max_step_change: largest relative change of a step size in one update; null = no bound.
+            Published code: none, where steps of small layers can cross zero and kill the network
+            (``quant/guard.py``). Ours: 0.1.
         negative_inputs: layers whose input can be negative get a ``signed`` range, or the phase
             ``refuse``s the network. Published code clips them to zero silently; ours does not.
     """
@@ -113,6 +116,7 @@ class QuantTrainingConfig(OptimizerConfig):
     init_batches: Count = 1
     grad_scale: bool = True
     step_clamp: tuple[Annotated[float, Gt(0.0)], Annotated[float, Gt(0.0)]] | None = None
+    max_step_change: Annotated[float, Gt(0.0)] | None = 0.1
     negative_inputs: NegativeInputs = "signed"
 
 

@@ -28,6 +28,7 @@ from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
 from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
+from trainers.quant.guard import bound_step_changes
 from trainers.recipes import TrainConfig
 from trainers.results import load_result, save_result
 from trainers.setup import make_data, make_network, make_plan, quantize
@@ -102,9 +103,11 @@ def train_policy(
         meter.backward()
         return loss
 
+    optimizer = make_sgd(model.parameters(), recipe)
+    bound_step_changes(optimizer, network.step_parameters(), recipe.max_step_change)
     move = Move(
         name="train",
-        optimizer=make_sgd(model.parameters(), recipe),
+        optimizer=optimizer,
         accumulate=accumulate,
         learning_rate=lambda u: learning_rate(recipe, u, total, plan.num_batches),
         clip_grad_value=recipe.clip_grad_value,

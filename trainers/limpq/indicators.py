@@ -27,6 +27,7 @@ from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
 from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import PhaseContext, PhaseResult, PhaseSpec
+from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
 from trainers.results import load_result, save_result
 from trainers.setup import make_data, make_network, make_plan, quantize
@@ -80,9 +81,11 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             save_importance(context.step_dir / INITIAL, initial)
         return loss
 
+    optimizer = make_sgd(network.model.parameters(), recipe)
+    bound_step_changes(optimizer, network.step_parameters(), recipe.max_step_change)
     move = Move(
         name="joint",
-        optimizer=make_sgd(network.model.parameters(), recipe),
+        optimizer=optimizer,
         accumulate=accumulate,
         learning_rate=lambda u: learning_rate(recipe, u, total, plan.num_batches),
         clip_grad_value=recipe.clip_grad_value,
