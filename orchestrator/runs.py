@@ -119,7 +119,7 @@ def run_status(store: RunStore) -> RunStatus:
         owner=f"process {owner.get('pid')} on {owner.get('host')}" if owner else "",
         attempts=sum(e.kind == events.RUN_STARTED for e in view.entries),
         counts={phase: dict(counter) for phase, counter in counts.items()},
-        pending=_pending(view, records),
+        pending=() if over else _pending(view, records),
         best=_best(records),
         last_message=complaints[-1].message if complaints else "",
         unmirrored=_unmirrored(store, view),
@@ -143,7 +143,9 @@ def _state(running: bool, finished: Entry | None) -> str:
 
 def _pending(view: JournalView, records: tuple[RunRecord, ...]) -> tuple[str, ...]:
     planned = last_event(view, events.PLANNED)
-    done = {record.step for record in records if record.state.final}
+    # A training has a record per policy and none of its own.
+    done = {record.step.partition("/")[0] for record in records if record.state.final}
+    done |= {record.step for record in records if record.state.final}
     steps = planned.data.get("steps", []) if planned else []
     return tuple(s["name"] for s in steps if s["name"] not in done)
 

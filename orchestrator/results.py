@@ -1,0 +1,211 @@
+"""What is the result table of a run? Records in, rows out; pure.
+
+A row is what one method proposed under one set of limits at one alpha. Rows that ended at the
+same bits share one training; every row stands there, infeasible and failed ones included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.records import (
+    BITOPS_G,
+    EVAL_TOP1,
+    EVAL_TOP5,
+    MEAN_ACT_BITS,
+    MEAN_WEIGHT_BITS,
+    SEARCH_DEVICE_S,
+    SOLVE_WALL_S,
+    WEIGHT_MIB,
+    RunRecord,
+    State,
+)
+
+# Methods whose importance was learned by the run's search phase; the others search for free.
+_FROM_SEARCH_PHASE = ("limpq", "reversed", "metamix")
+_SEARCH_PHASES = ("indicators", "bit_selection")
+NOT_TRAINED = "not trained"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultRow:
+    """One row of the table.
+
+    Attributes:
+        method: who proposed the policy.
+        alpha: of the solve, or None.
+        limits: kind -> text as written.
+        policy_id: what was proposed, or None.
+        status: ``DONE`` when trained and measured, ``not trained``, or the state it ended in.
+        reason: why there is no accuracy.
+        mean_weight_bits: over the searched layers.
+        mean_act_bits: over the searched layers.
+        bitops_g: in 1e9, of one image.
+        weight_mib: size of the weights.
+        top1: percent, or None.
+        top5: percent, or None.
+        drop: full-precision top-1 less this one, in points.
+        search_device_s: device seconds of the search phase behind the method; shared by all its
+            rows, since one search serves all limits. 0 for methods without one.
+        solve_wall_s: of this row's solve.
+        trained: the training behind the accuracy.
+    """
+
+    method: str
+    alpha: float | None
+    limits: Mapping[str, str]
+    policy_id: str | None
+    status: str
+    reason: str = ""
+    mean_weight_bits: float | None = None
+    mean_act_bits: float | None = None
+    bitops_g: float | None = None
+    weight_mib: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+    drop: float | None = None
+    search_device_s: float = 0.0
+    solve_wall_s: float = 0.0
+    trained: RunRecord | None = None
+
+    @property
+    def limits_text(self) -> str:
+        """The limits as a person writes them."""
+        return ", ".join(f"{kind}={value}" for kind, value in self.limits.items())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """The table of one run.
+
+    Attributes:
+        run: its name.
+        full_precision: the measured full-precision network, or None.
+        rows: every proposal, in order of the search.
+        search: the search phases (indicator training, bit selection).
+        failures: steps that gave no result.
+    """
+
+    run: str
+    full_precision: RunRecord | None
+    rows: tuple[ResultRow, ...]
+    search: tuple[RunRecord, ...] = ()
+    failures: tuple[RunRecord, ...] = ()
+    device: str = field(default="cpu")
+
+    @property
+    def full_precision_top1(self) -> float | None:
+        """Percent, where the full-precision network was measured."""
+        return None if self.full_precision is None else self.full_precision.metrics.get(EVAL_TOP1)
+
+    @property
+    def shown(self) -> tuple[ResultRow, ...]:
+        """Rows of the main table, methods side by side at each set of limits.
+
+        All but the feasible ones that nobody wanted trained.
+        """
+        limits = list(dict.fromkeys(row.limits_text for row in self.rows))
+        rows = [row for row in self.rows if row.status != NOT_TRAINED]
+        return tuple(sorted(rows, key=lambda row: limits.index(row.limits_text)))
+
+    def search_costs(self) -> dict[str, dict[str, float]]:
+        """Method -> seconds of its search phase and of all its solves."""
+        costs: dict[str, dict[str, float]] = {}
+        for row in self.rows:
+            parts = costs.setdefault(row.method, {"search phase": 0.0, "solve": 0.0})
+            parts["search phase"] = row.search_device_s
+            parts["solve"] += row.solve_wall_s
+        return costs
+
+
+def results_of(run: str, records: Sequence[RunRecord]) -> Results:
+    """Join proposals with trainings.
+
+    Args:
+        run: its name.
+        records: the newest record of every key.
+    """
+    full = next((r for r in records if r.phase == "pretrain" and r.state is State.DONE), None)
+    search = tuple(r for r in records if r.phase in _SEARCH_PHASES)
+    trained = {r.policy_id: r for r in records if r.phase == "train" and r.policy_id is not None}
+    top1 = None if full is None else full.metrics.get(EVAL_TOP1)
+    search_s = sum(r.metrics.get(SEARCH_DEVICE_S, 0.0) for r in search if r.state is State.DONE)
+    proposals = [r for r in records if r.phase in ("solve", "bit_selection") and r.method != "any"]
+    rows = tuple(_row(r, trained.get(r.policy_id or ""), top1, search_s) for r in proposals)
+    failures = tuple(
+        r for r in records if r.phase not in ("solve", "train") and r.state is not State.DONE
+    )
+    device = next((r.device for r in (*search, *trained.values()) if r.device), "cpu")
+    return Results(
+        run=run, full_precision=full, rows=rows, search=search, failures=failures, device=device
+    )
+
+
+def _row(
+    asked: RunRecord, trained: RunRecord | None, full_top1: float | None, search_s: float
+) -> ResultRow:
+    status, reason = str(asked.state), asked.message
+    metrics = dict(asked.metrics)
+    if trained is not None:
+        metrics |= trained.metrics
+        if asked.state is State.DONE or trained.state is not State.DONE:
+            status, reason = str(trained.state), trained.message
+    elif asked.state is State.DONE:
+        status = NOT_TRAINED
+    if asked.state is State.INFEASIBLE:
+        reason = reachable_text(asked) or reason
+    top1 = metrics.get(EVAL_TOP1)
+    return ResultRow(
+        method=asked.method,
+        alpha=asked.alpha,
+        limits=asked.limits,
+        policy_id=asked.policy_id,
+        status=status,
+        reason=reason,
+        mean_weight_bits=metrics.get(MEAN_WEIGHT_BITS),
+        mean_act_bits=metrics.get(MEAN_ACT_BITS),
+        bitops_g=metrics.get(BITOPS_G),
+        weight_mib=metrics.get(WEIGHT_MIB),
+        top1=top1,
+        top5=metrics.get(EVAL_TOP5),
+        drop=None if top1 is None or full_top1 is None else full_top1 - top1,
+        search_device_s=search_s if asked.method in _FROM_SEARCH_PHASE else 0.0,
+        solve_wall_s=asked.metrics.get(SOLVE_WALL_S, 0.0),
+        trained=trained,
+    )
+
+
+def reachable_text(record: RunRecord) -> str:
+    """Of an infeasible row: what was asked and the smallest that any policy reaches."""
+    facts = record.facts
+    parts = []
+    for kind, smallest in facts.get("smallest", {}).items():
+        bound = facts.get("bounds", {}).get(kind)
+        resource = facts.get("resources", {}).get(kind, "")
+        if bound is not None:
+            note = "" if smallest > bound else ", can be met alone"
+            asked, least = amount_text(resource, bound), amount_text(resource, smallest)
+            parts.append(f"{kind}: asked {asked}, smallest reachable {least}{note}")
+    return "; ".join(parts)
+
+
+def amount_text(resource: str, amount: int) -> str:
+    """An integer of the solver in the unit that people use."""
+    if resource == "bitops":
+        return bitops_text(amount / 1e9)
+    if resource == "size_bits":
+        return f"{amount / 8 / 2**20:.4g} MiB"
+    if resource == "peak_bits":
+        return f"{amount / 8 / 2**10:.4g} KiB"
+    if resource == "latency_ps":
+        return f"{amount / 1e6:.4g} us"
+    return f"{amount} {resource}".strip()
+
+
+def bitops_text(bitops_g: float) -> str:
+    """BitOps with a unit that keeps four figures."""
+    for factor, unit in ((1e-3, "T"), (1.0, "G"), (1e3, "M"), (1e6, "K")):
+        if bitops_g * factor >= 1.0:
+            return f"{bitops_g * factor:.4g} {unit}"
+    return f"{bitops_g * 1e9:.0f}"

@@ -1,0 +1,91 @@
+"""How are results printed? One set of cells for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.results import ResultRow, Results, bitops_text
+
+COLUMNS = (
+    "method", "alpha", "limits", "W bits", "A bits", "BitOps", "size", "top-1 %", "drop",
+    "search", "policy", "status",
+)  # fmt: skip
+_NUMERIC = {"alpha", "W bits", "A bits", "BitOps", "size", "top-1 %", "drop", "search"}
+_NONE = "-"
+
+
+def result_cells(results: Results, rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
+    """The full-precision network first, then the rows."""
+    lines = []
+    top1 = results.full_precision_top1
+    if top1 is not None:
+        lines.append(
+            ("full precision", _NONE, _NONE, "32", "32", _NONE, _NONE, f"{top1:.2f}", _NONE, _NONE,
+             _NONE, "DONE")
+        )  # fmt: skip
+    return lines + [_cells(row) for row in rows]
+
+
+def print_results(results: Results, console: Console | None = None) -> None:
+    """Print the result table; wide enough for a log file where there is no terminal."""
+    shown = console or Console()
+    if console is None and not shown.is_terminal:
+        shown = Console(width=160)
+    table = Table(title=f"results of {results.run}", box=SIMPLE, title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="right" if name in _NUMERIC else "left", no_wrap=True)
+    for cells in result_cells(results, results.shown):
+        table.add_row(*cells)
+    shown.print(table)
+    for row in results.shown:
+        if row.reason:
+            told = f"{row.method} at {row.limits_text}: {row.status}: {row.reason}"
+            shown.print(told, markup=False, highlight=False)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; numbers to the right."""
+    rule = ["---:" if name in _NUMERIC else "---" for name in columns]
+    lines = [columns, rule, *[[escaped(cell) for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """Text that stays text in Markdown."""
+    clean = " ".join(text.split())
+    for char in "\\|`*_[]<>":
+        clean = clean.replace(char, {"<": "&lt;", ">": "&gt;"}.get(char, "\\" + char))
+    return clean
+
+
+def _cells(row: ResultRow) -> tuple[str, ...]:
+    return (
+        row.method,
+        _NONE if row.alpha is None else f"{row.alpha:g}",
+        row.limits_text or _NONE,
+        _number(row.mean_weight_bits, "{:.2f}"),
+        _number(row.mean_act_bits, "{:.2f}"),
+        _NONE if row.bitops_g is None else bitops_text(row.bitops_g),
+        _number(row.weight_mib, "{:.3f} MiB"),
+        _number(row.top1, "{:.2f}"),
+        _number(row.drop, "{:+.2f}"),
+        _search(row),
+        row.policy_id or _NONE,
+        row.status,
+    )
+
+
+def _search(row: ResultRow) -> str:
+    """Device seconds of the search phase, plus the milliseconds of this row's solve."""
+    if row.search_device_s == 0.0 and row.solve_wall_s == 0.0:
+        return "0"
+    solve = f"{row.solve_wall_s * 1000:.0f} ms"
+    return solve if row.search_device_s == 0.0 else f"{row.search_device_s:.1f} s + {solve}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return _NONE if value is None else form.format(value)
