@@ -57,6 +57,7 @@ class StepBank(nn.Module):
         ready: which entries have been initialised.
         bits: current bit-width; None passes the tensor through.
         mix: when set, ``forward`` returns ``mix(bank, x)`` instead (MetaMix's equation 2).
+        read_once: set by a layer that is the only reader of what ``forward`` returns.
         batch_parts: how many equal parts, ranks times accumulation steps, make the global batch.
     """
 
@@ -76,6 +77,7 @@ class StepBank(nn.Module):
         self.name = name
         self.options = options or QuantOptions()
         self.batch_parts = 1
+        self.read_once = False
         self.bits: int | None = None
         self.mix: Callable[[StepBank, Tensor], Tensor] | None = None
         self._ranges = {b: range_of(kind, b) for b in self.candidates}
@@ -120,26 +122,34 @@ class StepBank(nn.Module):
         """Quantize at the current bit-width, or pass through."""
         if self.mix is not None:
             return self.mix(self, x)
-        return x if self.bits is None else self.quantize(x, self.bits)
+        if self.bits is None:
+            return x
+        # A hook on the bank may keep the output and ask for its gradient.
+        return self.quantize(x, self.bits, read_once=self.read_once and not self._forward_hooks)
 
-    def quantize(self, x: Tensor, bits: int) -> Tensor:
+    def quantize(self, x: Tensor, bits: int, *, read_once: bool = False) -> Tensor:
         """``x`` at ``bits``, whatever the current bit-width is.
+
+        Args:
+            x: the tensor.
+            bits: one of ``candidates``.
+            read_once: see ``lsq``; leave it off unless one product is the only reader.
 
         Raises:
             ModelError: the entry was never initialised and this is not a training pass.
         """
         self.prepare(x, bits)
         qn, qp = self._ranges[bits]
-        compiled = self.options.compiled
-        if self.kind != "act_shifted":
-            return lsq(x, self.step_of(bits), qn, qp, self._grad_scale(x, qp), compiled=compiled)
-        # Two roundings below 16-bit activations would move the levels: shift in float32.
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        is_shifted = self.kind == "act_shifted"
+        v = x
+        if is_shifted:
+            # In 16 bits the sum would be rounded before the quantizer sees it.
+            v = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x) + HARDSWISH_SHIFT
         o = lsq(
-            wide + HARDSWISH_SHIFT, self.step_of(bits), qn, qp, self._grad_scale(x, qp),
-            compiled=compiled,
+            v, self.step_of(bits), qn, qp, self._grad_scale(x, qp),
+            compiled=self.options.compiled, read_once=read_once,
         )  # fmt: skip
-        return (o - HARDSWISH_SHIFT).to(x.dtype)
+        return (o - HARDSWISH_SHIFT).to(x.dtype) if is_shifted else o
 
     def branches(self, x: Tensor) -> list[Tensor]:
         """``x`` at every candidate, in the order of ``candidates``."""

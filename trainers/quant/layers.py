@@ -85,4 +85,5 @@ def _adopt(
     layer.bias = source.bias
     layer.weight_quantizer = weight_bank
     layer.act_quantizer = act_bank
+    weight_bank.read_once = act_bank.read_once = True
     layer.train(source.training)

@@ -29,6 +29,7 @@ class NetworkTrace:
         reads_network_input: layers that read the network's own input tensor.
         reads_hardswish: layers whose input is the output of an ``nn.Hardswish``.
         norm_source: BatchNorm name -> the layer whose output it reads; absent for any other.
+        norms_of_two: BatchNorm name -> two layers whose outputs it reads in turn.
         unused: Conv2d and Linear modules that the pass never called.
     """
 
@@ -37,6 +38,7 @@ class NetworkTrace:
     reads_network_input: set[str] = field(default_factory=set)
     reads_hardswish: set[str] = field(default_factory=set)
     norm_source: dict[str, str] = field(default_factory=dict)
+    norms_of_two: dict[str, tuple[str, str]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
 
 
@@ -143,11 +145,9 @@ class _Watch:
             kind, layer = self.writer.get(id(args[0]), ("", ""))
             if kind != "layer":
                 return
-            if self.trace.norm_source.setdefault(name, layer) != layer:
-                raise ModelError(
-                    f"BatchNorm {name!r} follows both {self.trace.norm_source[name]!r} and "
-                    f"{layer!r}: it cannot switch with the bits of one layer"
-                )
+            first = self.trace.norm_source.setdefault(name, layer)
+            if first != layer:
+                self.trace.norms_of_two[name] = (first, layer)
 
         return hook
 

@@ -115,6 +115,11 @@ def _make_switchable(
     options: QuantOptions,
 ) -> dict[str, tuple[SwitchableBatchNorm, StepBank]]:
     """Norms that follow a pinned layer or no layer at all stay single."""
+    for name, (first, second) in trace.norms_of_two.items():
+        raise ModelError(
+            f"BatchNorm {name!r} follows both {first!r} and {second!r}: it cannot switch with "
+            "the bits of one layer; give the network two, or use batchnorm 'shared'"
+        )
     norms = {}
     for name, source in trace.norm_source.items():
         if source in pinned:

@@ -1,0 +1,202 @@
+"""The registry, the own networks, and weights that fit or are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trainers.errors import ModelError
+from trainers.models import build_model, model_names, weights_hash
+from trainers.models.cifar_resnet import CifarResNet
+from trainers.phases import ModelSpec
+
+
+def shared_file(name: str) -> Path:
+    root = Path(os.environ.get("MPQ_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+    path = root / "data" / "models" / name
+    if not path.is_file():
+        pytest.skip(f"needs the pretrained {name} (set MPQ_SHARED to the folder that has it)")
+    return path
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # He et al. 2016, Table 6: 0.27, 0.46 and 0.85 M.
+    [("cifar_resnet20", 269_722), ("cifar_resnet32", 464_154), ("cifar_resnet56", 853_018)],
+)
+def test_sizes_of_the_cifar_networks(name: str, parameters: int) -> None:
+    assert count(build_model(ModelSpec(name=name))) == parameters
+
+
+@pytest.mark.parametrize("depth", [8, 14])
+def test_small_grey_images(depth: int) -> None:
+    model = build_model(
+        ModelSpec(name=f"cifar_resnet{depth}", options={"in_channels": 1, "base_width": 8})
+    )
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == depth
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_the_shortcut_drops_pixels_and_adds_empty_channels() -> None:
+    block = CifarResNet(8, base_width=4).layer2[0]
+    x = torch.rand(1, 4, 6, 6)
+    y = block._shortcut(x)
+    assert y.shape == (1, 8, 3, 3)
+    assert torch.equal(y[:, 2:6], x[:, :, ::2, ::2])
+    assert not y[:, :2].any()
+    assert not y[:, 6:].any()
+
+
+def test_mobilenet_v1_has_the_published_size() -> None:
+    model = build_model(ModelSpec(name="mobilenet_v1", num_classes=1000))
+    assert count(model) == 4_231_976
+    assert model.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
+
+
+def test_names() -> None:
+    own = model_names(torchvision=False)
+    assert "cifar_resnet20" in own
+    assert "resnet18" not in own
+    names = model_names()
+    assert {"resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", *own} <= set(names)
+    assert "fasterrcnn_resnet50_fpn" not in names
+
+
+def test_a_name_that_is_nearly_right_gets_a_hint() -> None:
+    with pytest.raises(ModelError, match=r"unknown model 'cifar_resnet21'.*cifar_resnet20"):
+        build_model(ModelSpec(name="cifar_resnet21"))
+
+
+def test_a_factory_of_the_users_own() -> None:
+    spec = ModelSpec(
+        name="trainers.models.cifar_resnet:CifarResNet", num_classes=3, options={"depth": 14}
+    )
+    assert build_model(spec)(torch.rand(1, 3, 8, 8)).shape == (1, 3)
+    for name, message in (
+        ("no_such_module:f", "cannot import 'no_such_module'"),
+        ("trainers.models.cifar_resnet:nothing", "no factory 'nothing'"),
+        ("builtins:dict", "returned dict"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            build_model(ModelSpec(name=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cifar_resnet20", {"colour": 3}), ("resnet18", {"colour": 3}),
+     ("trainers.models.cifar_resnet:CifarResNet", {"depth": 9})],
+)  # fmt: skip
+def test_options_the_network_does_not_take(name: str, options: dict[str, int]) -> None:
+    with pytest.raises(ModelError, match=name):
+        build_model(ModelSpec(name=name, options=options))
+
+
+def test_pretrained_cifar_weights_load_and_every_value_arrives() -> None:
+    path = shared_file("cifar_resnet20.pt")
+    model = build_model(ModelSpec(name="cifar_resnet20", weights=str(path)))
+    state = model.state_dict()
+    for key, value in torch.load(path, weights_only=True).items():
+        assert torch.equal(state[key], value), key
+    assert weights_hash(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_pretrained_mobilenet_weights_load() -> None:
+    path = shared_file("mobilenet_v2_imagenet.pt")
+    build_model(ModelSpec(name="mobilenet_v2", num_classes=1000, weights=str(path)))
+    with pytest.raises(ModelError, match=r"classifier\.1\.weight is \(1000, 1280\).*\(10, 1280\)"):
+        build_model(ModelSpec(name="mobilenet_v2", num_classes=10, weights=str(path)))
+
+
+def save(path: Path, content: object) -> str:
+    torch.save(content, path)
+    return str(path)
+
+
+def test_a_state_dict_comes_back_from_any_common_wrapping(tmp_path: Path) -> None:
+    source = CifarResNet(8, base_width=4)
+    state = source.state_dict()
+    spec = {"name": "cifar_resnet8", "options": {"base_width": 4}}
+    for content in (
+        state,
+        {"state_dict": state, "epoch": 3},
+        {f"module.{key}": value for key, value in state.items()},
+        {key: value for key, value in state.items() if "num_batches" not in key},
+    ):
+        path = save(tmp_path / "w.pt", content)
+        model = build_model(ModelSpec(**spec, weights=path))
+        assert torch.equal(model.layer3[0].conv2.weight, source.layer3[0].conv2.weight)
+
+
+def test_weights_of_another_network_name_the_first_difference(tmp_path: Path) -> None:
+    path = save(tmp_path / "w.pt", CifarResNet(8, base_width=4).state_dict())
+    for options, message in (
+        ({"base_width": 8}, r"conv1\.weight is \(4, 3, 3, 3\) in the file, \(8, 3, 3, 3\)"),
+        ({"base_width": 4, "in_channels": 1}, r"conv1\.weight is \(4, 3, 3, 3\)"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            build_model(ModelSpec(name="cifar_resnet8", options=options, weights=path))
+    with pytest.raises(ModelError, match=r"layer1\.1\.conv1\.weight .* is missing"):
+        build_model(ModelSpec(name="cifar_resnet14", options={"base_width": 4}, weights=path))
+    deeper = save(tmp_path / "d.pt", CifarResNet(14, base_width=4).state_dict())
+    with pytest.raises(ModelError, match=r"layer1\.1\.conv1\.weight .* in the file but not"):
+        build_model(ModelSpec(name="cifar_resnet8", options={"base_width": 4}, weights=deeper))
+
+
+class Payload:
+    """Pickled by reference: loading it would run code of the file's choosing."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, ("should-not-exist",))
+
+
+def test_files_that_are_no_state_dict_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = (tmp_path / "good.pt").resolve()
+    torch.save(CifarResNet(8).state_dict(), good)
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(good.read_bytes()[:5000])
+    text = tmp_path / "text.pt"
+    text.write_text("not weights")
+    empty = tmp_path / "empty.pt"
+    empty.touch()
+    for path, message in (
+        (str(tmp_path / "gone.pt"), "no such file"),
+        (str(cut), "not a readable state dict"),
+        (str(text), "not a readable state dict"),
+        (str(empty), "not a readable state dict"),
+        (save(tmp_path / "code.pt", Payload()), "not a readable state dict"),
+        (save(tmp_path / "list.pt", [1, 2]), "no state dict"),
+        (str(tmp_path), "no such file"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            build_model(ModelSpec(name="cifar_resnet8", weights=path))
+    assert not (tmp_path / "should-not-exist").exists()
+    with pytest.raises(ModelError, match="No such file"):
+        weights_hash(tmp_path / "gone.pt")
+
+
+def test_safetensors_without_the_package_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"x")
+    with pytest.raises(ModelError, match="pip install safetensors"):
+        build_model(ModelSpec(name="cifar_resnet8", weights=str(path)))
+
+
+def test_networks_without_published_weights_say_so() -> None:
+    for name in ("cifar_resnet20", "mobilenet_v1"):
+        with pytest.raises(ModelError, match="publishes no weights"):
+            build_model(ModelSpec(name=name, weights="torchvision"))
