@@ -110,6 +110,44 @@ def answer(
     )
 
 
+def whole_fronts(tables: Tables, alphas: Sequence[float], limit: Limit) -> Results:
+    """Every point of the front over the limit's kind up to its height, for each alpha.
+
+    Points are labelled ``point-00000`` onwards by ascending use, and each states its own use as
+    its limit, so a front is read like any other results. No rows: even the least point exceeds
+    the limit.
+
+    Raises:
+        TableError: the tables contradict themselves or each other.
+        LimitError: the limit is not a sum over layers, or does not apply to the network.
+        FrontTooLargeError: the front needs more labels than memory should hold.
+    """
+    rows: list[ResultRow] = []
+    (ceiling,) = ceilings_of([limit], tables.costs, tables.accounting)
+    for alpha in alphas:
+        question = Question(label="", alpha=alpha, limits=(limit,))
+        ((problem, _),) = _alike(tables, [question])
+        front = front_of(problem, alpha=alpha)
+        bounds = [use for use in front.use.tolist() if use <= ceiling.bound]
+        points = [
+            Question(label=f"point-{i:05d}", alpha=alpha, limits=(limit,))
+            for i in range(len(bounds))
+        ]
+        members: _Members = [(i, (ceiling.tightened_to(b),)) for i, b in enumerate(bounds)]
+        found = (row for _, row in _from_front(front, points, members)) if members else ()
+        rows.extend(
+            replace(row, limits=f"{ceiling.resource}<={bound}")
+            for row, bound in zip(found, bounds, strict=True)
+        )
+    return Results(
+        model=tables.costs.model,
+        fingerprint=tables.costs.fingerprint,
+        accounting=tables.accounting.name,
+        layers=tables.costs.names,
+        rows=tuple(rows),
+    )
+
+
 _Members = list[tuple[int, tuple[Ceiling, ...]]]
 
 

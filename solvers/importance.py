@@ -16,6 +16,7 @@ named rule:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -186,3 +187,35 @@ def non_increasing(values: Sequence[float]) -> list[float]:
             mean, length = (before * n + mean * length) / (n + length), n + length
         blocks.append((mean, length))
     return [mean for mean, length in blocks for _ in range(length)]
+
+
+def choices_from(importance: ImportanceTable, costs: CostTable) -> BitChoices:
+    """The candidates that the indicators cover: those most layers share, others as overrides.
+
+    Raises:
+        TableError: a searched layer has no value for a tensor.
+    """
+    held: dict[tuple[str, str], set[int]] = {}
+    for row in importance.rows:
+        held.setdefault((row.layer, row.tensor), set()).add(row.bits)
+    by_layer: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for layer in costs.searched:
+        sets = []
+        for tensor in get_args(TensorRole):
+            bits = held.get((layer.name, tensor))
+            if not bits:
+                raise TableError(
+                    f"importance table: layer {layer.name!r} has no {tensor} values; learn them, "
+                    f"or name the candidates of the {tensor} tensor (one for a fixed width)"
+                )
+            sets.append(tuple(sorted(bits)))
+        by_layer[layer.name] = (sets[0], sets[1])
+    if not by_layer:
+        raise TableError(f"cost table of {costs.model!r}: every layer is pinned, nothing to decide")
+    counts = Counter(by_layer.values())
+    usual = max(counts, key=lambda sets: (counts[sets], sets))
+    return BitChoices(
+        weight_bits=usual[0],
+        act_bits=usual[1],
+        overrides=tuple((name, *sets) for name, sets in by_layer.items() if sets != usual),
+    )

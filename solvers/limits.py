@@ -87,8 +87,10 @@ class Limit:
 
     @property
     def text(self) -> str:
-        """The limit in the words of a command line, in base units."""
+        """The limit in the words of a command line; ``parse_limit`` reads it back."""
         amount = _plain(self.limit)
+        if self.kind == "bitops" and self.limit % 10**6 == 0:
+            amount = f"{_plain(Fraction(self.limit) / 10**9)}G"
         if self.act_level is not None:
             amount += f"x{_plain(self.act_level)}"
         return f"{self.kind}={amount}" + (f"@{','.join(self.layers)}" if self.layers else "")
@@ -277,4 +279,7 @@ def _quantity(kind: str, text: str, units: dict[str, int]) -> Fraction:
 
 def _plain(amount: Fraction | int) -> str:
     amount = Fraction(amount)
-    return str(amount.numerator) if amount.denominator == 1 else f"{float(amount):.12g}"
+    if amount.denominator == 1:
+        return str(amount.numerator)
+    # 17 digits give every double back; amounts that people write have far fewer.
+    return f"{float(amount):.12g}"
