@@ -26,18 +26,24 @@ def refuse_drift(store: RunStore, config: ExperimentConfig) -> None:
     Raises:
         DriftError: a key that decides results differs; the message lists them.
     """
-    if store.config_path.is_file():
-        stored = read_yaml(store.config_path).tree
-        differences = config_differences(_fixed(stored), _fixed(config_tree(config)))
-        if differences:
-            raise DriftError(
-                f"run {config.name!r} was made with another configuration:\n    "
-                + "\n    ".join(differences),
-                str(store.config_path),
-                "results of two configurations must not stand under one name",
-                "undo the change, or add --fork NEW_NAME to run it under another name",
-            )
+    found = differences(store, config)
+    if found:
+        raise DriftError(
+            f"run {config.name!r} was made with another configuration:\n    "
+            + "\n    ".join(found),
+            str(store.config_path),
+            "results of two configurations must not stand under one name",
+            "undo the change, or add --fork NEW_NAME to run it under another name",
+        )
     write_atomically(store.config_path, dump_config(config))
+
+
+def differences(store: RunStore, config: ExperimentConfig) -> tuple[str, ...]:
+    """Keys that decide results and differ from the stored configuration, if there is one."""
+    if not store.config_path.is_file():
+        return ()
+    stored = read_yaml(store.config_path).tree
+    return config_differences(_fixed(stored), _fixed(config_tree(config)))
 
 
 def _fixed(tree: Mapping[str, Any]) -> dict[str, Any]:

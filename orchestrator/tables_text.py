@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.results import ResultRow, Results, bitops_text
 
@@ -31,20 +32,29 @@ def result_cells(results: Results, rows: Sequence[ResultRow]) -> list[tuple[str,
 
 
 def print_results(results: Results, console: Console | None = None) -> None:
-    """Print the result table; wide enough for a log file where there is no terminal."""
+    """Print the result table and why rows have no accuracy."""
     shown = console or Console()
-    if console is None and not shown.is_terminal:
-        shown = Console(width=160)
-    table = Table(title=f"results of {results.run}", box=SIMPLE, title_justify="left")
-    for name in COLUMNS:
-        table.add_column(name, justify="right" if name in _NUMERIC else "left", no_wrap=True)
-    for cells in result_cells(results, results.shown):
-        table.add_row(*cells)
-    shown.print(table)
+    rows = result_cells(results, results.shown)
+    terminal_table(f"results of {results.run}", COLUMNS, rows, shown)
     for row in results.shown:
         if row.reason:
             told = f"{row.method} at {row.limits_text}: {row.status}: {row.reason}"
-            shown.print(told, markup=False, highlight=False)
+            shown.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def terminal_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console
+) -> None:
+    """Print a table; lines are as long as they must be, since a cut number is a wrong one."""
+    table = Table(title=title, box=SIMPLE, title_justify="left", pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in _NUMERIC else "left", no_wrap=True)
+    for cells in rows:
+        table.add_row(*map(Text, cells))
+    wide = console.options.update(max_width=10_000)
+    width = console.measure(table, options=wide).maximum
+    console.width = max(width, console.width)
+    console.print(table)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
