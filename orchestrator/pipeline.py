@@ -14,21 +14,25 @@ from collections.abc import Sequence
 
 from orchestrator import events
 from orchestrator.cluster import Resources, ray_cluster, resources_for
-from orchestrator.config import LoadedConfig
+from orchestrator.config import LoadedConfig, config_tree
 from orchestrator.drift import refuse_drift
 from orchestrator.errors import ExitCode, InterruptedRunError, TerminatedRunError
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import USEFUL, Ledger, overhead_share
+from orchestrator.mirror_thread import MirrorThread
 from orchestrator.outcomes import costs_record
 from orchestrator.phase_step import StepFailedError, begin, finished_record, output_path, phase_step
 from orchestrator.plan import Plan, make_plan
 from orchestrator.policies import unmet_candidates
 from orchestrator.provenance import library_versions, machine_facts
 from orchestrator.records import RunRecord, State
+from orchestrator.report import draw_figures, write_report
 from orchestrator.session import Session
 from orchestrator.specs import phase_spec
 from orchestrator.store import RunStore
 from orchestrator.sweep_step import keep_rows, sweep_step
+from orchestrator.tables_text import print_results
 from orchestrator.trace import images_fingerprint, traced_costs
+from orchestrator.tracking import Mirror
 from orchestrator.train_step import train_step
 from solvers.storage import save_costs
 
@@ -47,8 +51,16 @@ def run_experiment(loaded: LoadedConfig) -> ExitCode:
             config=config, store=store, journal=journal, ledger=ledger, command=_command()
         )
         refuse_drift(store, config)
+        mirror = None
+        if config.tracking.enabled:
+            mirror = Mirror(store, config.tracking, config_tree(config))
+            session.mirror = MirrorThread(mirror, lambda: journal.view)
+            session.mirror.start()  # makes the schema before any worker starts
         with session.signals():
-            return _attempt(session)
+            code = _attempt(session)
+        if mirror is not None:
+            _last_sync(session, mirror)
+        return code
 
 
 def _attempt(session: Session) -> ExitCode:
@@ -71,11 +83,11 @@ def _attempt(session: Session) -> ExitCode:
             keep_rows(session, plan.step("costs"), unmet_candidates(plan))
     except StepFailedError as error:
         session.say(str(error))
-        return _finish(session, plan)
+        return _finish(session)
     except (InterruptedRunError, TerminatedRunError):
         session.journal.event(events.RUN_INTERRUPTED, {"signal": session.asked_to_stop})
         raise
-    return _finish(session, plan)
+    return _finish(session)
 
 
 def _training(session: Session, plan: Plan, costs: str, ask: Resources, num_cpus: float) -> None:
@@ -140,20 +152,43 @@ def _announce(session: Session, plan: Plan) -> None:
             session.say(f"infeasible, found before training: {limits.problem}")
 
 
-def _finish(session: Session, plan: Plan) -> ExitCode:
+def _finish(session: Session) -> ExitCode:
     """Write what people read, mirror what is recorded, and say how it ended."""
+    store, journal = session.store, session.journal
     with session.ledger.span("report"):
-        records = session.journal.records()
-        code = ExitCode.INCOMPLETE if _incomplete(records) else ExitCode.DONE
-    session.journal.event(
+        figures = draw_figures(store, journal.view)
+    if session.mirror is not None:
+        with session.ledger.span("MLflow"):
+            session.mirror.finish()
+    code = ExitCode.INCOMPLETE if _incomplete(journal.records()) else ExitCode.DONE
+    spent = session.ledger.shares()
+    journal.event(
         events.RUN_FINISHED,
-        {
-            "exit_code": int(code),
-            "wall_s": sum(session.ledger.shares().values()),
-            "spent": session.ledger.shares(),
-        },
+        {"exit_code": int(code), "wall_s": sum(spent.values()), "spent": spent},
     )
+    print_results(write_report(store, journal.view, figures))
+    useful = ", ".join(f"{name} {spent.get(name, 0.0):.0f} s" for name in USEFUL)
+    rest = ", ".join(
+        f"{name} {wall_s:.0f} s"
+        for name, wall_s in sorted(spent.items(), key=lambda item: -item[1])
+        if name not in USEFUL and wall_s >= 0.5
+    )
+    session.say(f"wall time {sum(spent.values()):.0f} s: {useful}")
+    session.say(f"{100 * overhead_share(spent):.0f} % is neither: {rest}")
+    session.say(f"report: {store.report_path}")
     return code
+
+
+def _last_sync(session: Session, mirror: Mirror) -> None:
+    """The end of the run and its report, in a thread again: a dead server must not hold us."""
+    thread = MirrorThread(mirror, lambda: session.journal.view)
+    thread.start()
+    outcome = thread.finish()
+    session.say(f"MLflow: {mirror.open_command}")
+    if outcome.error:
+        session.say(
+            f"MLflow lacks {outcome.pending} records ({outcome.error}); `mpq sync` adds them"
+        )
 
 
 def _incomplete(records: Sequence[RunRecord]) -> bool:

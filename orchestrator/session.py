@@ -15,6 +15,7 @@ from orchestrator.config_schema import ExperimentConfig
 from orchestrator.errors import InterruptedRunError, TerminatedRunError
 from orchestrator.journal import Journal
 from orchestrator.ledger import Ledger
+from orchestrator.mirror_thread import MirrorThread
 from orchestrator.plan import Step
 from orchestrator.records import RunRecord
 from orchestrator.store import RunStore
@@ -31,6 +32,7 @@ class Session:
         journal: open for appending.
         ledger: where the wall time goes.
         command: what to type to go on.
+        mirror: brings MLflow up to date in the background; None when tracking is off.
         asked_to_stop: number of the signal that asked, 0 for none.
     """
 
@@ -39,6 +41,7 @@ class Session:
     journal: Journal
     ledger: Ledger
     command: str
+    mirror: MirrorThread | None = None
     asked_to_stop: int = 0
     _began: float = field(default_factory=time.perf_counter)
 
@@ -49,6 +52,8 @@ class Session:
     def keep(self, record: RunRecord) -> None:
         """Put a record into the journal; one that is there already changes nothing."""
         self.journal.append(record)
+        if self.mirror is not None:
+            self.mirror.wake()
 
     @property
     def starts(self) -> int:
