@@ -7,23 +7,23 @@ So a task does 25 to 100 of them, on one thread, and the tables travel once by r
 
 from __future__ import annotations
 
-import resource
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.cells import Cell
 from orchestrator.config_schema import SearchConfig
 from solvers.accounting import accounting_named
-from solvers.policy import Policy
+from solvers.batch import Question, Tables, answer
+from solvers.policy import Policy, make_policy
 from solvers.result import SolveRequest, SolveResult
 from solvers.solve import solve
-from solvers.storage import ResultRow
+from solvers.storage import ResultRow, Results, merge_results
 from solvers.tables import BitChoices, CostTable, ImportanceTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tables:
+class SweepTables:
     """What every solve of a sweep reads.
 
     Attributes:
@@ -43,36 +43,95 @@ class Tables:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Solved:
-    """The answers of one batch and what they cost.
+    """The answers of one batch.
 
     Attributes:
-        rows: one per cell, in order, labelled with the cell's name.
-        policies: the distinct policies of the rows, with their certificates.
-        wall_s: of the batch.
-        cpu_s: of the batch, the solver's child processes included.
+        results: one row per item, in order.
+        policies: the distinct policies of the rows.
     """
 
-    rows: tuple[ResultRow, ...]
+    results: Results
     policies: tuple[Policy, ...]
-    wall_s: float
-    cpu_s: float
 
 
-def solve_batch(tables: Tables, cells: Sequence[Cell]) -> Solved:
-    """Solve cells one after another; the body of a task, and as good without Ray."""
-    wall, cpu = time.perf_counter(), _cpu_s()
-    rows: list[ResultRow] = []
-    policies: dict[str, Policy] = {}
-    for cell in cells:
-        result = solve(request_of(cell, tables))
-        rows.append(_row(cell, result))
-        if result.policy is not None:
-            policies.setdefault(result.policy.policy_id, result.policy)
+# The body of a task: (tables, items) -> answers. As good without Ray.
+Body = Callable[[SweepTables, Sequence[Any]], Solved]
+
+
+def solve_cells(tables: SweepTables, cells: Sequence[Cell]) -> Solved:
+    """Solve the cells of a run, each with a full certificate; rows bear the cells' names."""
+    solved = [(cell, solve(request_of(cell, tables))) for cell in cells]
+    policies = {r.policy.policy_id: r.policy for _, r in reversed(solved) if r.policy is not None}
     return Solved(
-        rows=tuple(rows),
+        results=Results(
+            model=tables.costs.model,
+            fingerprint=tables.costs.fingerprint,
+            accounting=tables.accounting,
+            layers=tables.costs.names,
+            rows=tuple(_row(cell, result) for cell, result in solved),
+        ),
         policies=tuple(policies.values()),
-        wall_s=time.perf_counter() - wall,
-        cpu_s=_cpu_s() - cpu,
+    )
+
+
+def answer_questions(tables: SweepTables, questions: Sequence[Question]) -> Solved:
+    """Solve questions of devices, one by one; rows bear the questions' labels."""
+    accounting = accounting_named(tables.accounting)
+    results = answer(
+        Tables(
+            costs=tables.costs,
+            importance=tables.importance["limpq"],
+            choices=tables.choices,
+            accounting=accounting,
+            repair=tables.search.repair,
+        ),
+        questions,
+        solver=tables.search.solver,
+        time_limit_s=tables.search.time_limit_s,
+    )
+    distinct = {row.policy_id: row for row in results.rows if row.policy_id}
+    policies = tuple(
+        make_policy(
+            tables.costs, dict(zip(results.layers, row.bits, strict=True)), "ilp", accounting
+        )
+        for row in distinct.values()
+    )
+    return Solved(results=results, policies=policies)
+
+
+def request_of(cell: Cell, tables: SweepTables) -> SolveRequest:
+    """The question of one cell."""
+    return SolveRequest(
+        costs=tables.costs,
+        importance=tables.importance[cell.method],
+        choices=tables.choices,
+        limits=cell.limit_set.limits,
+        alpha=cell.alpha,
+        accounting=accounting_named(tables.accounting),
+        repair=tables.search.repair,
+        solver=tables.search.solver,
+        time_limit_s=tables.search.time_limit_s,
+    )
+
+
+def solve_on_cluster(body: Body, tables_ref: object, items: Sequence[Any], per_task: int) -> Solved:
+    """Solve items in tasks of ``per_task`` on the connected cluster.
+
+    Args:
+        body: what a task does.
+        tables_ref: object reference to ``SweepTables``.
+        items: cells or questions.
+        per_task: solves in one task.
+    """
+    import ray
+
+    # SPREAD also leaves the placement group of the Tune trial that asks, which has 0.01 CPU.
+    task = ray.remote(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")(body)
+    batches = [items[i : i + per_task] for i in range(0, len(items), per_task)]
+    solved: list[Solved] = ray.get([task.remote(tables_ref, batch) for batch in batches])
+    return Solved(
+        results=merge_results([batch.results for batch in solved]),
+        policies=tuple({p.policy_id: p for batch in solved for p in batch.policies}.values()),
     )
 
 
@@ -93,48 +152,3 @@ def _row(cell: Cell, result: SolveResult) -> ResultRow:
         bits=() if policy is None else tuple(bits for _, bits in policy.layers),
         reason="" if policy is not None else cell.limit_set.problem or result.status.value,
     )
-
-
-def request_of(cell: Cell, tables: Tables) -> SolveRequest:
-    """The question of one cell."""
-    return SolveRequest(
-        costs=tables.costs,
-        importance=tables.importance[cell.method],
-        choices=tables.choices,
-        limits=cell.limit_set.limits,
-        alpha=cell.alpha,
-        accounting=accounting_named(tables.accounting),
-        repair=tables.search.repair,
-        solver=tables.search.solver,
-        time_limit_s=tables.search.time_limit_s,
-    )
-
-
-def solve_on_cluster(tables_ref: object, cells: Sequence[Cell], per_task: int) -> Solved:
-    """Solve cells in tasks of ``per_task`` on the connected cluster.
-
-    Args:
-        tables_ref: object reference to ``Tables``.
-        cells: any number.
-        per_task: solves in one task.
-    """
-    import ray
-
-    # SPREAD also leaves the placement group of the Tune trial that asks, which has 0.01 CPU.
-    task = ray.remote(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")(solve_batch)
-    batches = [cells[i : i + per_task] for i in range(0, len(cells), per_task)]
-    solved: list[Solved] = ray.get([task.remote(tables_ref, batch) for batch in batches])
-    return Solved(
-        rows=tuple(row for batch in solved for row in batch.rows),
-        policies=tuple({p.policy_id: p for batch in solved for p in batch.policies}.values()),
-        wall_s=sum(batch.wall_s for batch in solved),
-        cpu_s=sum(batch.cpu_s for batch in solved),
-    )
-
-
-def _cpu_s() -> float:
-    own, children = (
-        resource.getrusage(resource.RUSAGE_SELF),
-        resource.getrusage(resource.RUSAGE_CHILDREN),
-    )
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

@@ -33,6 +33,7 @@ def phase_spec(
         config=recipe,
         seed=config.seed,
         inputs=dict(inputs),
+        eval_batch_size=config.evaluate.batch_size,
         choices=choices,
         pins=pin_rules(config),
     )

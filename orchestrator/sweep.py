@@ -1,10 +1,10 @@
 """The only file that knows Ray Tune: alphas and limits as trials.
 
-A trial is one method at one alpha with a chunk of limit sets, never a single solve: Tune spends
-30 to 1,500 ms on a trial, a solve takes 10 to 150. The trial itself asks for almost nothing and
-sends its solves to the cluster as tasks. It leaves its answers in a file named after what was
-asked, so a sweep that is started again runs only the trials whose file is missing, whatever Tune
-remembers.
+A trial is one method at one alpha with a chunk of limit sets or devices, never a single solve:
+Tune spends 30 to 1,500 ms on a trial, a solve takes 10 to 150. The trial itself asks for almost
+nothing and sends its solves to the cluster as tasks. It leaves its answers in a file named after
+what was asked, so a sweep that is started again runs only the trials whose file is missing,
+whatever Tune remembers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cells import Cell
-from orchestrator.solve_tasks import Solved, Tables, solve_on_cluster
-from solvers.storage import ResultRow, Results, load_results, save_policy, save_results
+from orchestrator.solve_tasks import Body, Solved, SweepTables, solve_on_cluster
+from solvers.batch import Question
+from solvers.storage import (
+    ResultRow,
+    Results,
+    load_results,
+    merge_results,
+    save_policy,
+    save_results,
+)
 
 # Trial drivers wait for their tasks; they must not hold a core that the tasks need.
 TRIAL_CPUS = 0.01
@@ -28,10 +36,10 @@ TRIAL_CPUS = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """One trial: a method at an alpha with some limit sets."""
+    """One trial: a method at an alpha with some limit sets, or an alpha with some devices."""
 
     name: str
-    cells: tuple[Cell, ...]
+    items: tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,43 +47,64 @@ class SweepOutcome:
     """What a sweep found and cost.
 
     Attributes:
-        rows: cell name -> answer; policies are in ``folder/policies/<policy id>.json``.
+        results: every answer; policies are in ``folder/policies/<policy id>.json``.
         num_trials: trials that Tune ran now.
         num_reused: trials whose answers were there already.
-        solve_wall_s: sum over the solving tasks.
-        solve_cpu_s: likewise, CPU seconds with the solver's child processes.
         wall_s: of the whole sweep, Tune included.
     """
 
-    rows: dict[str, ResultRow]
+    results: Results
     num_trials: int
     num_reused: int
-    solve_wall_s: float
-    solve_cpu_s: float
     wall_s: float
 
+    @property
+    def rows(self) -> dict[str, ResultRow]:
+        """Label -> answer."""
+        return {row.label: row for row in self.results.rows}
 
-def chunks_of(cells: Sequence[Cell], limits_per_trial: int, key: str) -> tuple[Chunk, ...]:
-    """Group cells by (method, alpha) and cut each group; pure."""
-    chunks = []
+    @property
+    def solve_wall_s(self) -> float:
+        """Wall seconds of all solves, added up."""
+        return sum(row.wall_s for row in self.results.rows)
+
+    @property
+    def solve_cpu_s(self) -> float:
+        """CPU seconds of all solves, the backends' processes included."""
+        return sum(row.cpu_s for row in self.results.rows)
+
+
+def cell_chunks(cells: Sequence[Cell], limits_per_trial: int, key: str) -> tuple[Chunk, ...]:
+    """Cells by (method, alpha), each group cut into trials; pure."""
     ordered = sorted(cells, key=lambda c: (c.method, c.alpha, c.limit_set.index))
-    for _, group in groupby(ordered, key=lambda c: (c.method, c.alpha)):
-        members = tuple(group)
-        for start in range(0, len(members), limits_per_trial):
-            part = members[start : start + limits_per_trial]
-            text = json.dumps([key, [cell.name for cell in part]])
-            digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-            chunks.append(Chunk(name=f"{part[0].name}-{digest}", cells=part))
-    return tuple(chunks)
+    groups = [tuple(g) for _, g in groupby(ordered, key=lambda c: (c.method, c.alpha))]
+    return _cut(groups, [[c.name for c in group] for group in groups], limits_per_trial, key)
+
+
+def question_chunks(
+    questions: Sequence[Question], devices_per_trial: int, key: str
+) -> tuple[Chunk, ...]:
+    """Questions by alpha, each group cut into trials; pure."""
+    ordered = sorted(questions, key=lambda q: q.alpha)
+    groups = [tuple(g) for _, g in groupby(ordered, key=lambda q: q.alpha)]
+    names = [[f"a{q.alpha:g}-{q.label}" for q in group] for group in groups]
+    return _cut(groups, names, devices_per_trial, key)
 
 
 def run_sweep(
-    cells: Sequence[Cell], tables: Tables, *, folder: Path, key: str, concurrent: int
+    chunks: Sequence[Chunk],
+    body: Body,
+    tables: SweepTables,
+    *,
+    folder: Path,
+    key: str,
+    concurrent: int,
 ) -> SweepOutcome:
-    """Solve every cell under Ray Tune on the connected cluster.
+    """Answer every chunk under Ray Tune on the connected cluster.
 
     Args:
-        cells: what to solve.
+        chunks: the trials.
+        body: what a task does with a part of a chunk.
         tables: what the solver reads.
         folder: where answers and Tune's state go.
         key: hash of everything that decides the answers.
@@ -85,24 +114,39 @@ def run_sweep(
         RuntimeError: a trial failed; its answers are missing.
     """
     began = time.perf_counter()
-    chunks = chunks_of(cells, tables.search.limits_per_trial, key)
-    missing = [c for c in chunks if not _path(folder, c).exists()]
+    missing = [c for c in chunks if not answers_path(folder, c).exists()]
     if missing:
-        _run_trials(missing, tables, folder, key, concurrent)
-    rows = {row.label: row for chunk in chunks for row in load_results(_path(folder, chunk)).rows}
+        _run_trials(missing, body, tables, folder, key, concurrent)
     return SweepOutcome(
-        rows=rows,
+        results=merge_results([load_results(answers_path(folder, c)) for c in chunks]),
         num_trials=len(missing),
         num_reused=len(chunks) - len(missing),
-        solve_wall_s=sum(row.wall_s for row in rows.values()),
-        solve_cpu_s=sum(row.cpu_s for row in rows.values()),
         wall_s=time.perf_counter() - began,
     )
 
 
+def answers_path(folder: Path, chunk: Chunk) -> Path:
+    """Where the answers of a trial are."""
+    return folder / "answers" / f"{chunk.name}.parquet"
+
+
+def _cut(
+    groups: Sequence[tuple[Any, ...]], names: Sequence[Sequence[str]], size: int, key: str
+) -> tuple[Chunk, ...]:
+    chunks = []
+    for items, labels in zip(groups, names, strict=True):
+        for start in range(0, len(items), size):
+            part = slice(start, start + size)
+            text = json.dumps([key, list(labels[part])])
+            digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+            chunks.append(Chunk(name=f"trial-{len(chunks):04d}-{digest}", items=items[part]))
+    return tuple(chunks)
+
+
 def _run_trials(
     chunks: Sequence[Chunk],
-    tables: Tables,
+    body: Body,
+    tables: SweepTables,
     folder: Path,
     key: str,
     concurrent: int,
@@ -116,16 +160,20 @@ def _run_trials(
 
     def trial(config: dict[str, Any]) -> None:
         chunk = by_name[config["chunk"]]
-        solved = solve_on_cluster(tables_ref, chunk.cells, per_task)
-        _store(folder, chunk, solved, ray.get(tables_ref))
-        tune.report({"solves": len(solved.rows), "solve_cpu_s": solved.cpu_s})
+        solved = solve_on_cluster(body, tables_ref, chunk.items, per_task)
+        _store(folder, chunk, solved)
+        tune.report({"solves": len(solved.results.rows)})
 
     tuner = tune.Tuner(
         tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
         param_space={"chunk": tune.grid_search([chunk.name for chunk in chunks])},
         tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
         run_config=tune.RunConfig(
-            name=f"sweep-{key[:12]}-{time.time_ns()}", storage_path=str(folder / "tune"), verbose=0
+            # Never a name that was used before: Tune lets two experiments of one name destroy
+            # each other, and what is finished is known from the answers, not from Tune.
+            name=f"sweep-{key[:12]}-{time.time_ns()}",
+            storage_path=str(folder / "tune"),
+            verbose=0,
         ),
     )
     grid = tuner.fit()
@@ -134,7 +182,7 @@ def _run_trials(
         raise RuntimeError(f"{len(errors)} of {len(chunks)} trials failed: {errors[0]}")
 
 
-def _store(folder: Path, chunk: Chunk, solved: Solved, tables: Tables) -> None:
+def _store(folder: Path, chunk: Chunk, solved: Solved) -> None:
     """Policies first, answers last: the answers' file says the chunk is done."""
     for policy in solved.policies:
         path = folder / "policies" / f"{policy.policy_id}.json"
@@ -142,19 +190,6 @@ def _store(folder: Path, chunk: Chunk, solved: Solved, tables: Tables) -> None:
         # The first cell that ends at these bits certifies them; later ones change nothing.
         if not path.exists():
             save_policy(path, policy)
-    path = _path(folder, chunk)
+    path = answers_path(folder, chunk)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_results(
-        path,
-        Results(
-            model=tables.costs.model,
-            fingerprint=tables.costs.fingerprint,
-            accounting=tables.accounting,
-            layers=tables.costs.names,
-            rows=solved.rows,
-        ),
-    )
-
-
-def _path(folder: Path, chunk: Chunk) -> Path:
-    return folder / "answers" / f"{chunk.name}.parquet"
+    save_results(path, solved.results)

@@ -10,8 +10,8 @@ from orchestrator.plan import Plan, Step
 from orchestrator.policies import Candidate, made_controls, solved_candidates
 from orchestrator.records import RunRecord
 from orchestrator.session import Session
-from orchestrator.solve_tasks import Tables
-from orchestrator.sweep import SweepOutcome, run_sweep
+from orchestrator.solve_tasks import SweepTables, solve_cells
+from orchestrator.sweep import SweepOutcome, cell_chunks, run_sweep
 from solvers.controls import reversed_importance
 from solvers.storage import ResultRow, load_importance, load_policy, load_results, save_policy
 from solvers.tables import ImportanceTable
@@ -93,7 +93,7 @@ def _solve(
         importance["reversed"] = reversed_importance(learned)
     if any(cell.method == "initial" for cell in plan.cells):
         importance["initial"] = load_importance(output_path(session, indicators, "initial"))
-    tables = Tables(
+    tables = SweepTables(
         costs=plan.costs,
         choices=plan.choices,
         importance=importance,
@@ -102,7 +102,8 @@ def _solve(
     )
     session.say(f"{step.name}: {step.about}")
     outcome = run_sweep(
-        plan.cells,
+        cell_chunks(plan.cells, session.config.search.limits_per_trial, step.key),
+        solve_cells,
         tables,
         folder=session.store.step_dir(step.name),
         key=step.key,

@@ -77,6 +77,8 @@ class PhaseSpec:
         config: the phase's own configuration (a frozen dataclass of ``trainers``).
         seed: the run's seed; every random stream is derived from it by name (``seeds.py``).
         inputs: file name by role (``weights``, ``importance``, ``policies``), absolute paths.
+        eval_batch_size: images per forward pass when measuring, over all ranks; no result
+            depends on it.
         choices: candidate bit-widths of the searched layers, where the phase has any.
         pins: (regular expression over layer names, weight bits, activation bits); 0 bits = leave
             the layer in full precision.
@@ -88,6 +90,7 @@ class PhaseSpec:
     config: Any
     seed: int
     inputs: Mapping[str, str] = field(default_factory=dict)
+    eval_batch_size: int = 256
     choices: BitChoices | None = None
     pins: tuple[tuple[str, int, int], ...] = ()
 

@@ -16,8 +16,6 @@ from trainers.recipes import PretrainConfig
 from trainers.results import load_result, save_result
 from trainers.setup import make_data, make_network, make_plan
 
-EVALUATION_BATCH = 512
-
 
 def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     """Train with plain SGD and report the accuracy on the test images.
@@ -64,7 +62,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         ).run()
     cost = meter.total()
     evaluation = Meter(context.device)
-    metrics = evaluate(model, data.test, EVALUATION_BATCH, context, evaluation)
+    metrics = evaluate(model, data.test, spec.eval_batch_size, context, evaluation)
     result = PhaseResult(
         phase=spec.phase,
         outputs={"weights": "weights.pt"},

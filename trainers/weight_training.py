@@ -35,8 +35,6 @@ from trainers.setup import make_data, make_network, make_plan, quantize
 
 log = logging.getLogger(__name__)
 
-EVALUATION_BATCH = 512
-
 
 def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     """Train and measure every policy of the batch.
@@ -118,7 +116,7 @@ def train_policy(
     def after_epoch(epoch: int) -> dict[str, float]:
         if not recipe.evaluate_every or (epoch + 1) % recipe.evaluate_every:
             return {}
-        measured = evaluate(model, data.test, EVALUATION_BATCH, context, meter)
+        measured = evaluate(model, data.test, spec.eval_batch_size, context, meter)
         curve[f"top1_epoch_{epoch + 1}"] = measured["top1"]
         return {"top1": measured["top1"]}
 
@@ -153,7 +151,7 @@ def train_policy(
     metrics = {
         **metrics,
         **curve,
-        **evaluate(model, data.test, EVALUATION_BATCH, context, evaluation),
+        **evaluate(model, data.test, spec.eval_batch_size, context, evaluation),
     }
     result = PhaseResult(
         phase=spec.phase,
