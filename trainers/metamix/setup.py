@@ -11,7 +11,7 @@ from solvers.storage import load_costs
 from solvers.tables import CostTable
 from trainers.data import BatchPlan, ImageData
 from trainers.distillation import TeacherLoss, make_loss
-from trainers.errors import ModelError
+from trainers.errors import DivergedError, ModelError
 from trainers.loop import Move
 from trainers.metamix.config import MetaMixConfig
 from trainers.metamix.meta_state import check_network
@@ -61,7 +61,26 @@ class MetaTraining:
             accumulate=self.step.accumulate,
             learning_rate=lambda u: learning_rate(meta, first + u, total, self.plan.num_batches),
             clip_grad_value=meta.clip_grad_value,
+            after=lambda update: refuse_dead_steps(self.network, update),
         )
+
+
+def refuse_dead_steps(network: QuantNetwork, update: int) -> None:
+    """Stop when a step size crosses zero: the forward floor gives it no gradient to come back.
+
+    Raises:
+        DivergedError: naming layer and bits.
+    """
+    steps = [p.detach() for p in network.step_parameters()]
+    if float(torch.cat(steps).min()) > 0:
+        return
+    for name, tensor, bank in network.banks():
+        for bits, value in bank.values().items():
+            if not value > 0:
+                raise DivergedError(
+                    f"meta: the {tensor} step size of layer {name!r} at {bits} bits is {value} "
+                    f"after update {update}; lower the learning rate or quantizer_lr_factor"
+                )
 
 
 def prepare(spec: PhaseSpec, context: PhaseContext, recipe: MetaMixConfig) -> MetaTraining:
