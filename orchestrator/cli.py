@@ -89,12 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command(arguments: Sequence[str] | None = None) -> ExitCode:
     """Run the command; every error becomes a message on stderr and an exit code."""
     try:
-        result = cli.main(
-            args=None if arguments is None else list(arguments),
-            prog_name="mpq",
-            standalone_mode=False,
-        )
+        result = _invoke(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
+    except click.exceptions.Exit as leaving:
+        return ExitCode(leaving.exit_code)
     except click.ClickException as error:
         error.show()
         return ExitCode.BAD_INPUT
@@ -114,7 +112,13 @@ def run_command(arguments: Sequence[str] | None = None) -> ExitCode:
             click.echo(f"mpq: {error}", err=True)
             return code
         return _report_defect(error)
-    return result if isinstance(result, ExitCode) else ExitCode(int(result or 0))
+    return result if isinstance(result, ExitCode) else ExitCode.DONE
+
+
+def _invoke(arguments: list[str]) -> object:
+    """Parse and run; not ``cli.main``, which turns a reader that left into exit code 1."""
+    with cli.make_context("mpq", arguments) as context:
+        return cli.invoke(context)
 
 
 def _room_exit_code(error: Exception) -> ExitCode | None:
