@@ -8,17 +8,15 @@ order, and whatever happens ends in the journal.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 
 from orchestrator import events
+from orchestrator.attempts import attempt
 from orchestrator.cluster import Resources, ray_cluster, resources_for
-from orchestrator.config import LoadedConfig, config_tree
+from orchestrator.config import LoadedConfig
 from orchestrator.drift import refuse_drift
 from orchestrator.errors import ExitCode, InterruptedRunError, TerminatedRunError
-from orchestrator.ledger import USEFUL, Ledger, overhead_share
-from orchestrator.mirror_thread import MirrorThread
+from orchestrator.ledger import USEFUL, overhead_share
 from orchestrator.outcomes import costs_record
 from orchestrator.phase_step import StepFailedError, begin, finished_record, output_path, phase_step
 from orchestrator.plan import Plan, make_plan
@@ -32,7 +30,6 @@ from orchestrator.store import RunStore
 from orchestrator.sweep_step import keep_rows, sweep_step
 from orchestrator.tables_text import print_results
 from orchestrator.trace import images_fingerprint, traced_costs
-from orchestrator.tracking import Mirror
 from orchestrator.train_step import train_step
 from solvers.storage import save_costs
 
@@ -43,24 +40,11 @@ def run_experiment(loaded: LoadedConfig) -> ExitCode:
     Raises:
         UserError: refused, interrupted or out of resources; its exit code says which.
     """
-    ledger = Ledger()
     config = loaded.config
     store = RunStore(config.runs_dir, config.name)
-    with store.opened() as journal:
-        session = Session(
-            config=config, store=store, journal=journal, ledger=ledger, command=_command()
-        )
+    with attempt(store, config) as session:
         refuse_drift(store, config)
-        mirror = None
-        if config.tracking.enabled:
-            mirror = Mirror(store, config.tracking, config_tree(config))
-            session.mirror = MirrorThread(mirror, lambda: journal.view)
-            session.mirror.start()  # makes the schema before any worker starts
-        with session.signals():
-            code = _attempt(session)
-        if mirror is not None:
-            _last_sync(session, mirror)
-        return code
+        return _attempt(session)
 
 
 def _attempt(session: Session) -> ExitCode:
@@ -179,24 +163,7 @@ def _finish(session: Session) -> ExitCode:
     return code
 
 
-def _last_sync(session: Session, mirror: Mirror) -> None:
-    """The end of the run and its report, in a thread again: a dead server must not hold us."""
-    thread = MirrorThread(mirror, lambda: session.journal.view)
-    thread.start()
-    outcome = thread.finish()
-    session.say(f"MLflow: {mirror.open_command}")
-    if outcome.error:
-        session.say(
-            f"MLflow lacks {outcome.pending} records ({outcome.error}); `mpq sync` adds them"
-        )
-
-
 def _incomplete(records: Sequence[RunRecord]) -> bool:
     """Whether some cell or step ended without what was asked of it."""
     done = {record.key for record in records if record.state is State.DONE}
     return any(record.key not in done for record in records)
-
-
-def _command() -> str:
-    """What was typed, to be typed again."""
-    return shlex.join(["mpq", *sys.argv[1:]])

@@ -33,6 +33,7 @@ class Session:
         ledger: where the wall time goes.
         command: what to type to go on.
         mirror: brings MLflow up to date in the background; None when tracking is off.
+        quiet: say nothing, because standard output carries JSON.
         asked_to_stop: number of the signal that asked, 0 for none.
     """
 
@@ -42,12 +43,14 @@ class Session:
     ledger: Ledger
     command: str
     mirror: MirrorThread | None = None
+    quiet: bool = False
     asked_to_stop: int = 0
     _began: float = field(default_factory=time.perf_counter)
 
     def say(self, text: str) -> None:
         """One line for the person who waits, with the seconds since the start."""
-        print(f"[{time.perf_counter() - self._began:7.1f} s] {text}", flush=True)
+        if not self.quiet:
+            print(f"[{time.perf_counter() - self._began:7.1f} s] {text}", flush=True)
 
     def keep(self, record: RunRecord) -> None:
         """Put a record into the journal; one that is there already changes nothing."""

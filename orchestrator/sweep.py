@@ -133,7 +133,7 @@ def answers_path(folder: Path, chunk: Chunk) -> Path:
 def _cut(
     groups: Sequence[tuple[Any, ...]], names: Sequence[Sequence[str]], size: int, key: str
 ) -> tuple[Chunk, ...]:
-    chunks = []
+    chunks: list[Chunk] = []
     for items, labels in zip(groups, names, strict=True):
         for start in range(0, len(items), size):
             part = slice(start, start + size)
