@@ -298,7 +298,9 @@ def test_pins_that_differ_from_the_cost_table_are_refused(start, tmp_path):
     ("lr", "factor", "what"), [(100.0, 1.0, "step size of layer"), (1e30, 0.0, "meta: loss")]
 )
 def test_divergence_stops_the_phase(start, tmp_path, lr, factor, what):
-    meta = replace(RECIPE.meta, lr=lr, min_lr=lr, quantizer_lr_factor=factor, steps=60)
+    meta = replace(
+        RECIPE.meta, lr=lr, min_lr=lr, quantizer_lr_factor=factor, steps=60, max_step_change=None
+    )
     with pytest.raises(DivergedError, match=what):
         run(meta_spec(start, replace(RECIPE, meta=meta)), tmp_path)
     assert not (tmp_path / "result.json").exists()

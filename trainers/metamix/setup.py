@@ -19,6 +19,7 @@ from trainers.metamix.meta_step import MetaStep
 from trainers.meters import Meter
 from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import PhaseContext, PhaseSpec
+from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
 from trainers.setup import make_data, make_network, make_plan, quantize
 
@@ -109,18 +110,20 @@ def prepare(spec: PhaseSpec, context: PhaseContext, recipe: MetaMixConfig) -> Me
         )
     plan = make_plan(data.train, data, meta, spec, context)
     search = recipe.search
+    optimizer = make_sgd(
+        network.model.parameters(),
+        meta,
+        steps=network.step_parameters(),
+        steps_lr_factor=meta.quantizer_lr_factor,
+    )
+    bound_step_changes(optimizer, network.step_parameters(), meta.max_step_change)
     meter = Meter(context.device)
     per_epoch = plan.num_batches
     return MetaTraining(
         costs=costs,
         data=data,
         network=network,
-        optimizer=make_sgd(
-            network.model.parameters(),
-            meta,
-            steps=network.step_parameters(),
-            steps_lr_factor=meta.quantizer_lr_factor,
-        ),
+        optimizer=optimizer,
         plan=plan,
         loss=loss,
         meter=meter,
