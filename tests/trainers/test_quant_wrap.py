@@ -15,6 +15,7 @@ from trainers.models import build_model
 from trainers.phases import ModelSpec
 from trainers.quant.handle import QuantNetwork
 from trainers.quant.layers import QuantConv2d, QuantLinear
+from trainers.quant.options import QuantOptions
 from trainers.quant.wrap import quantize_network
 
 CHOICES = BitChoices(weight_bits=(2, 4), act_bits=(2, 3, 4))
@@ -130,8 +131,9 @@ def test_parameters_fall_into_three_groups_without_remainder() -> None:
     )  # fmt: skip
     ids = [id(p) for group in groups for p in group]
     assert len(ids) == len(set(ids))
-    assert set(ids) == {id(p) for p in network.model.parameters()}
-    assert [len(group) for group in groups] == [2 * 8, 2 * 7, 8 + 1]
+    fixed = network.layers["conv1"].act_quantizer.steps
+    assert set(ids) == {id(p) for p in network.model.parameters()} - {id(fixed)}
+    assert [len(group) for group in groups] == [2 * 8 - 1, 2 * 7, 8 + 1]
 
 
 def test_weights_start_at_wrapping_and_activations_over_given_batches() -> None:
@@ -144,8 +146,13 @@ def test_weights_start_at_wrapping_and_activations_over_given_batches() -> None:
     assert all(torch.equal(after[k], v) for k, v in before.items())
     for _, _, bank in network.banks():
         assert all(bank.is_ready(b) for b in bank.candidates)
-    first = network.layers["conv1"].act_quantizer.values()[8]
-    assert first == pytest.approx(2 * 1.5 * images().abs().mean().item() / 127**0.5, rel=1e-5)
+    model = small().eval()
+    seen = []
+    model.linear.register_forward_pre_hook(lambda module, args: seen.append(args[0].abs().mean()))
+    model(images())
+    model(images() * 2)
+    start = network.layers["linear"].act_quantizer.values()[8]
+    assert start == pytest.approx(sum(seen).item() / 255**0.5, rel=1e-5)
     network.model.eval()(images())
 
 
@@ -158,9 +165,10 @@ def test_initialising_sends_one_exchange_for_the_whole_network() -> None:
         return value * 2
 
     network.initialize([images()], mean_over_ranks=exchange)
-    assert calls == [6 * 3 + 2 * 1]
-    start = network.layers["conv1"].act_quantizer.values()[8]
-    assert start == pytest.approx(4 * images().abs().mean().item() / 127**0.5, rel=1e-5)
+    assert calls == [6 * 3 + 1]
+    doubled = network.layers["linear"].act_quantizer.values()[8]
+    network.initialize([images()])
+    assert doubled == pytest.approx(2 * network.layers["linear"].act_quantizer.values()[8])
     with pytest.raises(ModelError, match="no batch"):
         network.initialize([])
 
@@ -178,9 +186,20 @@ def test_training_moves_weights_and_steps() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    for name, tensor, bank in network.banks():
-        grad = bank.steps.grad
-        assert grad is not None, (name, tensor)
+    assert all(bank.steps.grad is not None for _, _, bank in network.banks() if not bank.is_fixed)
+
+
+def test_the_images_range_is_given_unless_it_is_to_be_learned() -> None:
+    network = wrap()
+    bank = network.layers["conv1"].act_quantizer
+    assert bank.is_fixed
+    assert bank.values()[8] == pytest.approx(images().abs().max().item() / 127, rel=1e-6)
+    network.set_uniform(4)
+    network.model(images()).sum().backward()
+    assert bank.steps.grad is None
+    learned = wrap(options=QuantOptions(input_step="learned")).layers["conv1"].act_quantizer
+    assert not learned.is_fixed
+    assert not learned.is_ready(8)
 
 
 def test_world_size_reaches_every_bank() -> None:

@@ -58,6 +58,7 @@ class StepBank(nn.Module):
         bits: current bit-width; None passes the tensor through.
         mix: when set, ``forward`` returns ``mix(bank, x)`` instead (MetaMix's equation 2).
         read_once: set by a layer that is the only reader of what ``forward`` returns.
+        is_fixed: the steps are given and never learned, or there are none.
         batch_parts: how many equal parts, ranks times accumulation steps, make the global batch.
     """
 
@@ -78,13 +79,14 @@ class StepBank(nn.Module):
         self.options = options or QuantOptions()
         self.batch_parts = 1
         self.read_once = False
+        self.is_fixed = not self.candidates
         self.bits: int | None = None
         self.mix: Callable[[StepBank, Tensor], Tensor] | None = None
         self._ranges = {b: range_of(kind, b) for b in self.candidates}
         self._index = {b: i for i, b in enumerate(self.candidates)}
         start = torch.tensor([0.1 / b for b in self.candidates])
         # An empty bank must not appear to DDP as a parameter that never gets a gradient.
-        self.steps = nn.Parameter(start, requires_grad=bool(self.candidates))
+        self.steps = nn.Parameter(start, requires_grad=not self.is_fixed)
         self.register_buffer("ready", torch.zeros(len(self.candidates), dtype=torch.bool))
         # Read at every forward; a look at the buffer would stall a GPU.
         self._ready_bits: set[int] = set()
@@ -212,6 +214,19 @@ class StepBank(nn.Module):
         self.steps[self._index[bits]] = value
         self.ready[self._index[bits]] = True
         self._ready_bits.add(bits)
+
+    @torch.no_grad()
+    def fix_to_range(self, x: Tensor) -> None:
+        """Give every entry the step whose last level is the largest value of ``x``, for good.
+
+        Raises:
+            ModelError: the tensor is not finite.
+        """
+        largest = (x + HARDSWISH_SHIFT if self.kind == "act_shifted" else x.abs()).max().item()
+        self.is_fixed = True
+        self.steps.requires_grad_(False)
+        for bits in self.candidates:
+            self.start_at(bits, largest / self._ranges[bits][1])
 
     def forget(self) -> None:
         """Mark every entry as not initialised."""

@@ -100,8 +100,8 @@ class QuantNetwork:
             yield name, "act", layer.act_quantizer
 
     def step_parameters(self) -> list[nn.Parameter]:
-        """The step vectors, without empty ones."""
-        return [bank.steps for _, _, bank in self.banks() if bank.candidates]
+        """The step vectors that training may move."""
+        return [bank.steps for _, _, bank in self.banks() if not bank.is_fixed]
 
     def norm_parameters(self) -> list[nn.Parameter]:
         """Scales and shifts of every trained BatchNorm (copies included)."""

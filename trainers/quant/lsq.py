@@ -129,9 +129,10 @@ def _backward(
             torch.ops.aten.hardtanh_backward.grad_input(grad_o, v, low, high, grad_input=grad_v)
         else:
             grad_v = torch.ops.aten.hardtanh_backward(grad_o, v, low, high)
-    else:
-        ratio = v / step
-        grad_v = grad_o * ((ratio > qn) & (ratio < qp))
+        difference = inner_o.item() - _inner(grad_v, v).item()
+        return grad_v.to(dtype), step.new_tensor(difference / s if s else math.nan)
+    ratio = v / step
+    grad_v = grad_o * ((ratio > qn) & (ratio < qp))
     grad_s = (inner_o - _inner(grad_v, v)) / step
     return grad_v.to(dtype), grad_s
 

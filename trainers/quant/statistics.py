@@ -34,7 +34,7 @@ def collect_starts(
     handles = [
         layer.register_forward_pre_hook(_adder(name, layer.act_quantizer, totals))
         for name, layer in layers.items()
-        if layer.act_quantizer.candidates
+        if not layer.act_quantizer.is_fixed
     ]
     num_batches = 0
     try:

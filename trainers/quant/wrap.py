@@ -62,6 +62,8 @@ def quantize_network(
         act_bank = StepBank(act_bits, kinds[name], name=f"{name} input", options=options)
         layers[name] = _wrap(model.get_submodule(name), weight_bank, act_bank).to(device)
         _replace(model, name, layers[name])
+        if options.input_step == "range" and name in pinned and name in trace.reads_network_input:
+            act_bank.fix_to_range(sample)
     norms = {}
     if batchnorm == "switchable":
         norms = _make_switchable(model, trace, layers, pinned, options)
