@@ -5,7 +5,8 @@ Starting a worker group costs 9 to 30 s, often more than a small training, so a 
 goes on with the policy it was at, and one that diverges does not stop the next.
 
 LIMPQ starts every policy from the full-precision weights and throws the indicator phase's weights
-away; MetaMix hands over its meta-state. Both are the role ``weights`` of the inputs.
+away; MetaMix hands over its meta-state, weights and activation step sizes (Table 1: "inherited"),
+so an entry of the batch may name a start of its own.
 """
 
 from __future__ import annotations
@@ -13,35 +14,41 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from solvers.policy import Policy, check_fits
-from solvers.storage import load_costs, load_policy
+from solvers.storage import load_costs, load_importance, load_policy
 from solvers.tables import BitChoices, CostTable
 from trainers.checkpoint import save_tensors
 from trainers.data import Batch, ImageData
-from trainers.errors import DivergedError
+from trainers.errors import DivergedError, ModelError
 from trainers.evaluate import evaluate, reestimate_batchnorm
 from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
 from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
 from trainers.quant.guard import bound_step_changes
+from trainers.quant.handle import QuantNetwork
 from trainers.recipes import TrainConfig
 from trainers.results import load_result, save_result
 from trainers.setup import make_data, make_network, make_plan, quantize
 
 log = logging.getLogger(__name__)
 
+# Inputs that an entry of the batch may have of its own.
+STARTS = ("weights", "act_steps")
+
 
 def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     """Train and measure every policy of the batch.
 
-    ``config`` is a ``TrainConfig``. Inputs: ``weights``, ``costs``, and one entry
-    ``policy:<policy id>`` per policy, in the order they are trained. Outputs of each policy are in
-    ``<policy id>/``: ``weights.pt`` and ``result.json``.
+    ``config`` is a ``TrainConfig``. Inputs: ``weights`` (full precision), ``costs``, and for each
+    entry, in the order they are trained, ``policy:<entry>`` with optionally ``weights:<entry>``
+    and ``act_steps:<entry>`` (an importance table whose activation steps are taken over at the
+    policy's bits). Outputs of an entry are in ``<entry>/``: ``weights.pt``, ``result.json``.
 
     Returns:
         The sum over the batch; ``metrics`` counts the policies trained and diverged.
@@ -50,13 +57,15 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     data = make_data(spec)
     results = []
     for role, path in spec.inputs.items():
-        if not role.startswith("policy:"):
+        kind, _, entry = role.partition(":")
+        if kind != "policy":
             continue
         policy = load_policy(Path(path))
         check_fits(policy, costs)
-        folder = context.step_dir / policy.policy_id
-        result = train_policy(policy, costs, data, spec, replace(context, step_dir=folder))
-        results.append(result)
+        own = {r: spec.inputs[f"{r}:{entry}"] for r in STARTS if f"{r}:{entry}" in spec.inputs}
+        entry_spec = replace(spec, inputs={**spec.inputs, **own})
+        entry_context = replace(context, step_dir=context.step_dir / entry)
+        results.append(train_policy(policy, costs, data, entry_spec, entry_context))
     total = PhaseResult(
         phase=spec.phase,
         metrics={
@@ -76,7 +85,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
 def train_policy(
     policy: Policy, costs: CostTable, data: ImageData, spec: PhaseSpec, context: PhaseContext
 ) -> PhaseResult:
-    """Train one policy from the full-precision weights; a finished one is returned as stored.
+    """Train one policy from its start; a finished one is returned as stored.
 
     A divergence is a result (``facts["diverged"]`` says where), because the other policies of the
     batch go on and the table must show it.
@@ -88,6 +97,8 @@ def train_policy(
     pins, choices = _fixed_bits(policy, costs)
     network = quantize(make_network(spec, context), data, choices, recipe, spec, context, pins=pins)
     network.set_bits({name: (b.weight_bits, b.act_bits) for name, b in policy.layers})
+    if "act_steps" in spec.inputs:
+        _inherit_steps(network, Path(spec.inputs["act_steps"]), policy)
     model = network.model
     plan = make_plan(data.train, data, recipe, spec, context)
     total = num_updates(recipe, plan.num_batches)
@@ -110,7 +121,11 @@ def train_policy(
         learning_rate=lambda u: learning_rate(recipe, u, total, plan.num_batches),
         clip_grad_value=recipe.clip_grad_value,
     )
-    facts = {"policy_id": policy.policy_id, "num_updates": total}
+    facts: dict[str, Any] = {
+        "policy_id": policy.policy_id,
+        "num_updates": total,
+        "inherited_steps": "act_steps" in spec.inputs,
+    }
     curve: dict[str, float] = {}
 
     def after_epoch(epoch: int) -> dict[str, float]:
@@ -167,6 +182,24 @@ def train_policy(
         save_result(context.step_dir / "result.json", result)
     context.report({"policy_top1": metrics["top1"]})
     return result
+
+
+def _inherit_steps(network: QuantNetwork, path: Path, policy: Policy) -> None:
+    """Start the activations' step sizes where an earlier phase left them.
+
+    Raises:
+        ModelError: the table lacks a layer at the policy's bits.
+    """
+    values = load_importance(path).values()
+    for name, bits in policy.layers:
+        bank = network.layers[name].act_quantizer
+        if bits.act_bits not in bank.candidates:
+            continue  # left in full precision: nothing to start
+        if (name, "act", bits.act_bits) not in values:
+            raise ModelError(
+                f"{path}: no activation step of layer {name!r} at {bits.act_bits} bits to inherit"
+            )
+        bank.set_step(bits.act_bits, values[name, "act", bits.act_bits])
 
 
 def _fixed_bits(
