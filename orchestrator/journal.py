@@ -63,7 +63,13 @@ class JournalView:
 
     def records(self) -> tuple[RunRecord, ...]:
         """Every record, in order of appending."""
-        return tuple(RunRecord.from_json(e.data) for e in self.entries if e.kind == _RECORD)
+        return tuple(record for _, record in self.stamped_records())
+
+    def stamped_records(self) -> tuple[tuple[str, RunRecord], ...]:
+        """Every record with the time it was appended at."""
+        return tuple(
+            (e.time_utc, RunRecord.from_json(e.data)) for e in self.entries if e.kind == _RECORD
+        )
 
 
 def read_journal(path: Path) -> JournalView:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ _SCHEMA = "mirror/1"
 _TAG_RECORD, _TAG_RUN = "mpq.record", "mpq.run_id"
 _PARENT = "run"
 _MAX_TEXT = 4000
+# Another mirror of the same run is done within seconds; a new schema takes 5-13 s, more on NFS.
+_LOCK_WAIT_S, _SCHEMA_WAIT_S = 10.0, 120.0
 _MAX_ARTIFACT_BYTES = 8 << 20
 _ARTIFACT_SUFFIXES = (".json", ".png", ".svg", ".md", ".html", ".csv", ".parquet", ".yaml")
 _RUN_FILES = ("report.md", "report.html", "runs.parquet", "figures/*", "policies/*")
@@ -128,28 +131,28 @@ class Mirror:
 
     def sync(self, view: JournalView) -> SyncOutcome:
         """Bring MLflow up to date with the journal; never raises."""
-        records = view.records()
+        records = view.stamped_records()
         done = self._known_mirrored()
         before = len(done)
         error = ""
         try:
             self._connect()
-            with _exclusive(self._store.root / "mirror.lock"):
+            with _exclusive(self._store.root / "mirror.lock", _LOCK_WAIT_S):
                 index = self._read_index(view.run_id)
                 # What the server lost (a deleted database) is mirrored again.
                 done = self._known_mirrored() & set(index.runs)
                 before = len(done)
                 parent = self._ensure_parent(index, view)
-                for record in records:
+                for appended_utc, record in records:
                     if record.record_id not in done:
-                        self._mirror(index, view.run_id, parent, record)
+                        self._mirror(index, parent, view.run_id, record, appended_utc)
                         done.add(record.record_id)
                 self._mirror_run_files(parent)
                 self._end_parent(parent, view)
         except Exception as fault:
             error = _told(fault)
         self._remember(done)
-        missing = {r.record_id for r in records} - done
+        missing = {r.record_id for _, r in records} - done
         return SyncOutcome(
             mirrored=len(done), added=len(done) - before, pending=len(missing), error=error
         )
@@ -166,7 +169,7 @@ class Mirror:
         from mlflow import MlflowClient
 
         self._store.runs_dir.mkdir(parents=True, exist_ok=True)
-        with _exclusive(self._store.runs_dir / "mlflow.lock", wait=True):
+        with _exclusive(self._store.runs_dir / "mlflow.lock", _SCHEMA_WAIT_S):
             client = MlflowClient(tracking_uri=self.uri)
             found = client.get_experiment_by_name(self.experiment)
             if found is not None and found.lifecycle_stage == "deleted":
@@ -214,11 +217,17 @@ class Mirror:
         start_ms = _milliseconds(started.time_utc) if started else 0
         return self._create(index, _PARENT, self._store.name, start_ms, tags, self._flat_config())
 
-    def _mirror(self, index: _Index, run_id: str, parent: str, record: RunRecord) -> None:
+    def _mirror(
+        self, index: _Index, parent: str, run_id: str, record: RunRecord, appended_utc: str
+    ) -> None:
         from mlflow.entities import Metric
 
-        start_ms = _milliseconds(record.started_utc)
-        end_ms = start_ms + round(record.wall_s * 1000)
+        # Both are in the journal, so a replay gives the same stamps.
+        wall_ms = round(record.wall_s * 1000)
+        end_ms = _milliseconds(appended_utc)
+        if record.started_utc:
+            end_ms = _milliseconds(record.started_utc) + wall_ms
+        start_ms = end_ms - wall_ms
         tags = {
             _TAG_RECORD: record.record_id, _TAG_RUN: run_id, "mlflow.parentRunId": parent,
             "mpq.run": record.run, "mpq.key": record.key, "mpq.phase": record.phase,
@@ -338,13 +347,19 @@ class MirrorError(Exception):
 
 
 @contextmanager
-def _exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
+def _exclusive(path: Path, timeout_s: float) -> Iterator[None]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + timeout_s
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise MirrorError(f"another process is mirroring ({path.name})") from error
+                time.sleep(0.1)
         yield
-    except BlockingIOError as error:
-        raise MirrorError("another process is mirroring this run") from error
     finally:
         os.close(handle)
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,21 @@ def test_a_mirror_killed_anywhere_is_completed_by_the_next(
         assert all(len(points) == 1 for points in each["history"].values())
 
 
+def test_a_record_without_a_start_is_stamped_with_its_place_in_the_journal(
+    store: RunStore,
+) -> None:
+    values = {**_record(store, 20).to_json(), "started_utc": ""}
+    view = _append(store, RunRecord.from_json(values))
+    appended = next(e for e in view.entries if e.data.get("key") == "key20").time_utc
+    for _ in range(2):
+        (store.root / "mirror.json").unlink(missing_ok=True)
+        assert _mirror(store).sync(view).error == ""
+    (found,) = [each for each in _contents(store) if each["tags"]["mpq.record"] == "key20"]
+    end_ms = round(datetime.fromisoformat(appended).timestamp() * 1000)
+    assert found["start"] == end_ms - 2500
+    assert found["history"]["eval/top1"] == [(110.0, end_ms, 0)]
+
+
 def test_two_runs_of_one_name_do_not_hide_each_other(store: RunStore) -> None:
     _mirror(store).sync(read_journal(store.journal_path))
     first_id = read_journal(store.journal_path).run_id
@@ -234,9 +250,12 @@ def test_the_thread_mirrors_what_was_appended_before_the_end(store: RunStore) ->
     assert (outcome.mirrored, outcome.pending, outcome.error) == (8, 0, "")
 
 
-def test_only_one_process_mirrors_a_run_at_a_time(store: RunStore) -> None:
+def test_only_one_process_mirrors_a_run_at_a_time(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fcntl
 
+    monkeypatch.setattr("orchestrator.tracking._LOCK_WAIT_S", 0.3)
     with (store.root / "mirror.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         outcome = _mirror(store).sync(read_journal(store.journal_path))
