@@ -9,29 +9,26 @@ line in the outcome, and what was not mirrored stays on the list.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator import events
-from orchestrator.atomic import sha256_of, write_atomically
+from orchestrator.atomic import sha256_of
 from orchestrator.config_schema import TrackingConfig
 from orchestrator.journal import JournalView
+from orchestrator.mirror_state import MirrorError, MirrorState, exclusive, read_state, write_state
 from orchestrator.records import RunRecord, State
 from orchestrator.redact import redacted, redacted_text
 from orchestrator.store import RunStore
 from orchestrator.yaml_source import dump_yaml
 
-_SCHEMA = "mirror/1"
 _TAG_RECORD, _TAG_RUN = "mpq.record", "mpq.run_id"
 _PARENT = "run"
 _MAX_TEXT = 4000
@@ -110,10 +107,6 @@ class Mirror:
     def _database(self) -> Path:
         return self._store.runs_dir / "mlflow.db"
 
-    @property
-    def _state_path(self) -> Path:
-        return self._store.root / "mirror.json"
-
     def prepare(self) -> str:
         """Make the schema and the experiment, once; 5-13 s on a new SQLite file.
 
@@ -132,29 +125,36 @@ class Mirror:
     def sync(self, view: JournalView) -> SyncOutcome:
         """Bring MLflow up to date with the journal; never raises."""
         records = view.stamped_records()
-        done = self._known_mirrored()
-        before = len(done)
+        state = read_state(self._store.root, redacted_text(self.uri))
+        before = len(state.mirrored)
         error = ""
         try:
             self._connect()
-            with _exclusive(self._store.root / "mirror.lock", _LOCK_WAIT_S):
+            with exclusive(self._store.root / "mirror.lock", _LOCK_WAIT_S):
+                state = read_state(self._store.root, redacted_text(self.uri))
                 index = self._read_index(view.run_id)
                 # What the server lost (a deleted database) is mirrored again.
-                done = self._known_mirrored() & set(index.runs)
-                before = len(done)
+                state.mirrored &= set(index.runs)
+                if _PARENT not in index.runs:
+                    state.files.clear()
+                before = len(state.mirrored)
                 parent = self._ensure_parent(index, view)
                 for appended_utc, record in records:
-                    if record.record_id not in done:
+                    if record.record_id not in state.mirrored:
                         self._mirror(index, parent, view.run_id, record, appended_utc)
-                        done.add(record.record_id)
-                self._mirror_run_files(parent)
+                        state.mirrored.add(record.record_id)
+                self._mirror_run_files(parent, state)
                 self._end_parent(parent, view)
         except Exception as fault:
             error = _told(fault)
-        self._remember(done)
-        missing = {r.record_id for _, r in records} - done
+        if self._store.root.is_dir():
+            write_state(self._store.root, state)
+        missing = {r.record_id for _, r in records} - state.mirrored
         return SyncOutcome(
-            mirrored=len(done), added=len(done) - before, pending=len(missing), error=error
+            mirrored=len(state.mirrored),
+            added=len(state.mirrored) - before,
+            pending=len(missing),
+            error=error,
         )
 
     def _connect(self) -> None:
@@ -169,7 +169,7 @@ class Mirror:
         from mlflow import MlflowClient
 
         self._store.runs_dir.mkdir(parents=True, exist_ok=True)
-        with _exclusive(self._store.runs_dir / "mlflow.lock", _SCHEMA_WAIT_S):
+        with exclusive(self._store.runs_dir / "mlflow.lock", _SCHEMA_WAIT_S):
             client = MlflowClient(tracking_uri=self.uri)
             found = client.get_experiment_by_name(self.experiment)
             if found is not None and found.lifecycle_stage == "deleted":
@@ -280,11 +280,9 @@ class Mirror:
     def _flat_config(self) -> dict[str, str]:
         return dict(_flat(self._config, ""))
 
-    def _mirror_run_files(self, parent: str) -> None:
+    def _mirror_run_files(self, parent: str, state: MirrorState) -> None:
         """Report, tables, figures and policies of the run, when they are new or changed."""
-        state = self._read_state()
-        sent: dict[str, str] = dict(state.get("files", {}))
-        root = self._store.root
+        sent, root = state.files, self._store.root
         if "config.yaml" not in sent:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "config.yaml"
@@ -300,7 +298,6 @@ class Mirror:
                         parent, str(path), None if folder_name == "." else folder_name
                     )
                     sent[relative] = digest
-        self._write_state({**state, "files": sent})
 
     def _end_parent(self, parent: str, view: JournalView) -> None:
         last = next(
@@ -320,48 +317,6 @@ class Mirror:
             status = "KILLED"
         self._client.set_tag(parent, "mpq.exit_code", str(code))
         self._client.set_terminated(parent, status, end_time=_milliseconds(last.time_utc))
-
-    def _known_mirrored(self) -> set[str]:
-        return set(self._read_state().get("mirrored", ()))
-
-    def _remember(self, done: Iterable[str]) -> None:
-        if self._store.root.is_dir():
-            self._write_state({**self._read_state(), "mirrored": sorted(done)})
-
-    def _read_state(self) -> dict[str, Any]:
-        """What this run remembers of this address; another address starts from nothing."""
-        try:
-            state = json.loads(self._state_path.read_text())
-        except (OSError, ValueError):
-            return {}
-        same = isinstance(state, dict) and state.get("schema") == _SCHEMA
-        return state if same and state.get("uri") == redacted_text(self.uri) else {}
-
-    def _write_state(self, state: Mapping[str, Any]) -> None:
-        body = {**state, "schema": _SCHEMA, "uri": redacted_text(self.uri)}
-        write_atomically(self._state_path, json.dumps(body, indent=1, sort_keys=True))
-
-
-class MirrorError(Exception):
-    """MLflow cannot take what is to be mirrored; the message says why."""
-
-
-@contextmanager
-def _exclusive(path: Path, timeout_s: float) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + timeout_s
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    raise MirrorError(f"another process is mirroring ({path.name})") from error
-                time.sleep(0.1)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _fit_to_show(path: Path) -> bool:
