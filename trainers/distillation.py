@@ -10,40 +10,15 @@ teacher is the network itself in full precision.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from dataclasses import replace
 
 import torch
-from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.models import build_model
 from trainers.phases import ModelSpec, PhaseContext, PhaseSpec
-from trainers.recipes import CLOSED
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DistillationConfig:
-    """A teacher and how much it counts.
-
-    Attributes:
-        weight: of the soft cross entropy beside the hard one. PROFIT and NIPQ: 1.
-        temperature: divides both logits. PROFIT and NIPQ: 1.
-        model: name of the teacher network; null = the network itself in full precision.
-        weights: its weights, ``torchvision`` or a file; null with ``model`` null only.
-        options: keyword arguments of its factory.
-    """
-
-    __pydantic_config__ = CLOSED
-
-    weight: Annotated[float, Gt(0.0), Le(1e3)] = 1.0
-    temperature: Annotated[float, Gt(0.0), Le(100.0)] = 1.0
-    model: str | None = None
-    weights: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    hard_weight: Annotated[float, Ge(0.0), Le(1e3)] = 1.0
+from trainers.recipes import DistillationConfig
 
 
 class TeacherLoss:

@@ -14,8 +14,9 @@ ResNet-50 recipe is the only one released; "ours" = chosen here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -89,6 +90,47 @@ class PretrainConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DistillationConfig:
+    """A teacher and how much it counts.
+
+    Attributes:
+        weight: of the soft cross entropy beside the hard one. PROFIT and NIPQ: 1.
+        temperature: divides both logits. PROFIT and NIPQ: 1.
+        model: name of the teacher network; null = the network itself in full precision.
+        weights: its weights, ``torchvision`` or a file; null with ``model`` null only.
+        options: keyword arguments of its factory.
+        hard_weight: of the cross entropy with the labels. PROFIT and NIPQ: 1; BASQ: 0.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    weight: Annotated[float, Gt(0.0), Le(1e3)] = 1.0
+    temperature: Annotated[float, Gt(0.0), Le(100.0)] = 1.0
+    model: str | None = None
+    weights: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    hard_weight: Annotated[float, Ge(0.0), Le(1e3)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreezingConfig:
+    """PROFIT's freezing at the end of training: layers that unsettle their outputs stop first.
+
+    MetaMix's authors tried it on top and gained nothing (their section 5).
+
+    Attributes:
+        stages: equal parts of the last ``share`` of training; at the start of each the next
+            part of the layers, most unsteady first, stops learning. PROFIT: 3.
+        share: of all updates that the stages take. PROFIT trains them as extra epochs; ours.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    stages: Count = 3
+    share: Share = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QuantTrainingConfig(OptimizerConfig):
     """What training with quantizers needs besides: how step sizes start and are kept.
 
@@ -122,7 +164,7 @@ class QuantTrainingConfig(OptimizerConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(QuantTrainingConfig):
-    """Weight training at fixed bits, from the full-precision weights.
+    """Weight training at fixed bits, from the full-precision weights or from a meta-state.
 
     Defaults are the published ResNet-50 recipe: 90 epochs, lr 0.04 with 5 epochs of warm-up, no
     clamp on step sizes.
@@ -132,6 +174,11 @@ class TrainConfig(QuantTrainingConfig):
             evaluation; 0 = keep the running statistics. Published code: about 6000. Here they
             never leak back into training, as they do there.
         evaluate_every: epochs between evaluations; 0 = only after the last. Published code: 25.
+        quantizer_lr_factor: learning rate of step sizes in units of ``lr``. LSQ: 1; PROFIT: 0.01.
+        distillation: a teacher; null = none, as in both papers' main texts.
+        ema_decay: measure a moving average of the weights with this decay an update; null = the
+            weights themselves. PROFIT: 0.9997.
+        freezing: null = none.
     """
 
     __pydantic_config__ = CLOSED
@@ -143,6 +190,10 @@ class TrainConfig(QuantTrainingConfig):
     label_smoothing: BelowOne = 0.1
     bn_reestimate_images: CountFromZero = 6000
     evaluate_every: CountFromZero = 0
+    quantizer_lr_factor: Annotated[float, Ge(0.0), Le(100.0)] = 1.0
+    distillation: DistillationConfig | None = None
+    ema_decay: BelowOne | None = None
+    freezing: FreezingConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from solvers.policy import Policy, check_fits
 from solvers.storage import load_costs, load_importance, load_policy
 from solvers.tables import BitChoices, CostTable
+from trainers.averaging import MovingAverage
 from trainers.checkpoint import save_tensors
 from trainers.data import Batch, ImageData
+from trainers.distillation import make_loss
 from trainers.errors import DivergedError, ModelError
 from trainers.evaluate import evaluate, reestimate_batchnorm
+from trainers.freezing import ProgressiveFreezing
 from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
 from trainers.optim import learning_rate, make_sgd, num_updates
@@ -45,7 +47,8 @@ STARTS = ("weights", "act_steps")
 def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     """Train and measure every policy of the batch.
 
-    ``config`` is a ``TrainConfig``. Inputs: ``weights`` (full precision), ``costs``, and for each
+    ``config`` is a ``TrainConfig``. Inputs: ``weights`` (full precision), ``costs``, ``teacher``
+    (optional: weights that distillation learns from instead of ``weights``), and for each
     entry, in the order they are trained, ``policy:<entry>`` with optionally ``weights:<entry>``
     and ``act_steps:<entry>`` (an importance table whose activation steps are taken over at the
     policy's bits). Outputs of an entry are in ``<entry>/``: ``weights.pt``, ``result.json``.
@@ -63,7 +66,8 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         policy = load_policy(Path(path))
         check_fits(policy, costs)
         own = {r: spec.inputs[f"{r}:{entry}"] for r in STARTS if f"{r}:{entry}" in spec.inputs}
-        entry_spec = replace(spec, inputs={**spec.inputs, **own})
+        teacher = {"teacher": spec.inputs["weights"]} if "weights" in spec.inputs else {}
+        entry_spec = replace(spec, inputs={**teacher, **spec.inputs, **own})
         entry_context = replace(context, step_dir=context.step_dir / entry)
         results.append(train_policy(policy, costs, data, entry_spec, entry_context))
     total = PhaseResult(
@@ -104,15 +108,32 @@ def train_policy(
     total = num_updates(recipe, plan.num_batches)
     meter = Meter(context.device)
 
+    task = make_loss(recipe.distillation, recipe.label_smoothing, spec, context)
+    average = MovingAverage(model, recipe.ema_decay) if recipe.ema_decay is not None else None
+    freezing = ProgressiveFreezing(network, recipe.freezing, total) if recipe.freezing else None
+
     def accumulate(batch: Batch, update: int) -> Tensor:
         images, labels = batch
-        loss = F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
+        if freezing is not None and freezing.before_update(images, update):
+            meter.forward(len(labels))
+        loss = task(model(images), labels, task.targets(images))
         meter.forward(len(labels))
         loss.backward()
         meter.backward()
         return loss
 
-    optimizer = make_sgd(model.parameters(), recipe)
+    def after(update: int) -> None:
+        if freezing is not None and freezing.after_update(update):
+            meter.forward(plan.batch_size // context.world_size)
+        if average is not None:
+            average.update()
+
+    optimizer = make_sgd(
+        model.parameters(),
+        recipe,
+        steps=network.step_parameters(),
+        steps_lr_factor=recipe.quantizer_lr_factor,
+    )
     bound_step_changes(optimizer, network.step_parameters(), recipe.max_step_change)
     move = Move(
         name="train",
@@ -120,7 +141,9 @@ def train_policy(
         accumulate=accumulate,
         learning_rate=lambda u: learning_rate(recipe, u, total, plan.num_batches),
         clip_grad_value=recipe.clip_grad_value,
+        after=after,
     )
+    extra = {"average": average, "freezing": freezing}
     facts: dict[str, Any] = {
         "policy_id": policy.policy_id,
         "num_updates": total,
@@ -147,6 +170,7 @@ def train_policy(
             meter=meter,
             folder=context.step_dir / "checkpoints",
             after_epoch=after_epoch,
+            extra={name: value for name, value in extra.items() if value is not None},
         ).run()
     except DivergedError as error:
         log.warning("policy %s diverged: %s", policy.policy_id, error)
@@ -160,6 +184,10 @@ def train_policy(
             save_result(context.step_dir / "result.json", result)
         return result
     cost = meter.total()
+    if average is not None:
+        average.apply()
+    if freezing is not None:
+        facts["frozen_layers"] = list(freezing.frozen)
     evaluation = Meter(context.device)
     if recipe.bn_reestimate_images:
         reestimate_batchnorm(model, plan.epoch(0), recipe.bn_reestimate_images, context, evaluation)

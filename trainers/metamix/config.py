@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from trainers.distillation import DistillationConfig
 from trainers.recipes import (
     CLOSED,
     BelowOne,
     Count,
+    DistillationConfig,
     QuantTrainingConfig,
     Rate,
 )
