@@ -27,3 +27,7 @@ class LimitError(SolversError):
 
 class SolverFailedError(SolversError):
     """The backend broke or contradicted itself; no policy can be trusted."""
+
+
+class BackendCrashedError(SolverFailedError):
+    """The backend's process died before it gave an answer."""

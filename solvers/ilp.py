@@ -8,6 +8,8 @@ Facts this adapter is built around (all met in practice):
 * CBC demands that a new incumbent is better by an absolute ``increment`` of about 1e-5; learned
   indicators are around 0.005, so it stops early and says Optimal. The objective is scaled, and
   ``increment 1e-9`` given.
+* CBC's integer preprocessing returned worse policies as Optimal on 5 of 1,000 tiny random
+  instances with two or three limits, by up to 5 %, at every scale and tolerance tried. It is off.
 * HiGHS stops at a relative gap of 1e-4 unless told otherwise. Both gaps are set to 0.
 * After a time-out PuLP says "Optimal"; only ``sol_status`` tells. Without an incumbent, or when
   infeasible, the variables still hold numbers. Both fields are read, and every pick checked.
@@ -29,7 +31,7 @@ import numpy.typing as npt
 import pulp
 
 from solvers.certificate import SolveStatus
-from solvers.errors import SolverFailedError
+from solvers.errors import BackendCrashedError, SolverFailedError
 from solvers.peaks import Moment
 from solvers.units import Unit
 
@@ -98,7 +100,7 @@ def solve_program(program: Program, backend: Backend, time_limit_s: float) -> An
     try:
         status = model.solve(_solver(backend, time_limit_s, mip=True))
     except pulp.PulpSolverError as error:
-        raise SolverFailedError(f"{backend}: {error}") from error
+        raise BackendCrashedError(f"{backend}: {error}") from error
     elapsed_s = time.monotonic() - started
     bound = None
     if backend == "highs":
@@ -140,6 +142,11 @@ def _row_scale(program: Program, row: int) -> float:
     return _TARGET / max(abs(int(program.room[row])), largest, 1)
 
 
+def _divisor(program: Program, row: int) -> int:
+    """Greatest common divisor of the uses of a row."""
+    return max(1, int(np.gcd.reduce([int(np.gcd.reduce(u[row])) for u in program.use])))
+
+
 def _solver(backend: Backend, time_limit_s: float, *, mip: bool) -> Any:
     if backend == "highs":
         return pulp.HiGHS(
@@ -149,7 +156,7 @@ def _solver(backend: Backend, time_limit_s: float, *, mip: bool) -> Any:
     return pulp.COIN_CMD(
         path=pulp.PULP_CBC_CMD.pulp_cbc_path,
         mip=mip, msg=False, timeLimit=time_limit_s, gapRel=0.0, gapAbs=0.0, threads=1,
-        options=["increment 1e-9", "randomCbcSeed 1", "randomSeed 1"],
+        options=["increment 1e-9", "preprocess off", "randomCbcSeed 1", "randomSeed 1"],
     )  # fmt: skip
 
 
@@ -180,9 +187,16 @@ def _build(program: Program, *, names: bool = False) -> tuple[Any, list[list[Any
             for x, n in zip(xs, use[k].tolist(), strict=True)
             if n
         ]
+        # Uses are multiples of a divisor, so room is too, and half a divisor more admits nothing
+        # new; it keeps a policy that uses a limit up to the last bit from being lost to the
+        # rounding of scaled coefficients.
+        divisor = _divisor(program, k)
+        whole = room // divisor * divisor
         model.addConstraint(
             pulp.LpConstraint(
-                pulp.LpAffineExpression(terms), pulp.LpConstraintLE, rhs=room * row_scale
+                pulp.LpAffineExpression(terms),
+                pulp.LpConstraintLE,
+                rhs=(whole + 0.5 * divisor) * row_scale,
             ),
             f"limit{k}" if names else None,
         )
@@ -224,7 +238,7 @@ def _add_peaks(model: Any, program: Program, variables: list[list[Any]]) -> None
         scale = _TARGET / max(bound, 1)
         for moment in moments:
             row = pulp.LpAffineExpression(terms_of(moment, scale))
-            room = (bound - moment.constant_bits) * scale
+            room = (bound + 0.5 - moment.constant_bits) * scale
             model.addConstraint(pulp.LpConstraint(row, pulp.LpConstraintLE, rhs=room))
     if program.minimise_peak:
         scale = _TARGET / max(

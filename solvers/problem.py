@@ -10,6 +10,7 @@ cannot disagree about what the question was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -161,7 +162,7 @@ def build_problem(
         accounting=accounting,
         units=tuple(kept),
         ceilings=ceilings,
-        cost=tuple(cost),
+        cost=on_exact_grid(cost),
         use=tuple(use),
         room=_room(ceilings, costs, accounting),
         indicators=indicators,
@@ -186,6 +187,26 @@ def _option_costs(unit: Unit, indicators: Indicators, alpha: float) -> npt.NDArr
             weight[b] = alpha * value if value < np.inf else value
         total += act[act_bits] + weight[weight_bits]
     return total
+
+
+def on_exact_grid(
+    cost: Sequence[npt.NDArray[np.float64]],
+) -> tuple[npt.NDArray[np.float64], ...]:
+    """Costs rounded to a common power of two, so fine that it changes nothing anybody can read.
+
+    Sums of such numbers are exact in float64 whatever the order, so that a tie is a tie for the
+    front, the solvers and the oracle alike. The step is 2^-50 of the largest total.
+
+    Raises:
+        TableError: the costs are too large to add up.
+    """
+    total = sum(float(c.max(initial=0.0)) for c in cost)
+    if not math.isfinite(total):
+        raise TableError("importance table: its values are too large to add up")
+    step = 2.0 ** (math.frexp(total)[1] - 50)
+    if total == 0.0 or step == 0.0:
+        return tuple(cost)
+    return tuple(np.round(c / step) * step for c in cost)
 
 
 def _without(unit: Unit, allowed: npt.NDArray[np.bool_]) -> Unit:

@@ -168,3 +168,31 @@ def reduced_costs(
     best = [float(v.min()) for v in lagrangian]
     bound = sum(best) - float(price @ room)
     return bound, [v - b for v, b in zip(lagrangian, best, strict=True)]
+
+
+def that_can_fit(use: Sequence[Ints], kept: Sequence[Ints], room: Ints) -> list[Ints] | None:
+    """Kept options that fit beside the least uses of all other units; None if nothing does.
+
+    Repeated until nothing changes, in integers. What is left may still clash in combination, but
+    what is dropped is in no solution.
+
+    Args:
+        use: per unit, int64 [limits, options].
+        kept: per unit, indices of the options to consider.
+        room: int64 [limits].
+    """
+    current = [np.asarray(k) for k in kept]
+    while True:
+        least = [u[:, k].min(axis=1) for u, k in zip(use, current, strict=True)]
+        slack = room - sum(least, start=np.zeros_like(room))
+        if bool((slack < 0).any()):
+            return None
+        smaller = [
+            k[(u[:, k] - low[:, None] <= slack[:, None]).all(axis=0)]
+            for u, k, low in zip(use, current, least, strict=True)
+        ]
+        if any(len(k) == 0 for k in smaller):
+            return None
+        if all(len(a) == len(b) for a, b in zip(smaller, current, strict=True)):
+            return smaller
+        current = smaller

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from solvers.certificate import SolveStatus
-from solvers.errors import SolverFailedError
+from solvers.errors import BackendCrashedError, SolverFailedError
 from solvers.peaks import moments_of
 from solvers.problem import Problem
 from solvers.reach import out_of_reach
-from solvers.reduce import Core, reduce_to_core, reduced_costs, undominated
+from solvers.reduce import Core, reduce_to_core, reduced_costs, that_can_fit, undominated
 
 if TYPE_CHECKING:
     from solvers.ilp import Answer, Backend, Program
@@ -114,8 +114,8 @@ def search(
         picks=picks,
         bound=settled.bound,
         prices=prices if with_prices and prices else tuple(None for _ in problem.ceilings),
-        solver=backend,
-        solver_version=backend_version(backend),
+        solver=hunt.backend,
+        solver_version=backend_version(hunt.backend),
     )
 
 
@@ -148,6 +148,11 @@ class _Hunt:
         """The best picks among the kept options that fit by integer count."""
         from solvers.ilp import solve_program
 
+        fitting = that_can_fit(self.problem.use, kept, self.problem.room)
+        if fitting is None:
+            return _Settled(status=SolveStatus.INFEASIBLE, picks=None, bound=None)
+        if not self.refused:
+            kept = fitting
         for _ in range(_MAX_EXCLUSIONS):
             if all(len(k) == 1 for k in kept) and not self.refused:
                 picks = tuple(int(k[0]) for k in kept)
@@ -160,7 +165,16 @@ class _Hunt:
                 return _Settled(status=SolveStatus.INFEASIBLE, picks=None, bound=None)
             fold = not self.problem.peaks and not self.refused
             program, undecided = _program(self.problem, kept, self.refused, fold=fold)
-            answer = solve_program(program, self.backend, self.left_s())
+            try:
+                answer = solve_program(program, self.backend, self.left_s())
+            except BackendCrashedError:
+                # CBC without its preprocessing (which is worse: it loses optima, see ilp.py) was
+                # seen to die on programs that presolve proves infeasible. HiGHS answers instead,
+                # and stands in the certificate as the solver.
+                if self.backend == "highs":
+                    raise
+                self.backend = "highs"
+                answer = solve_program(program, self.backend, self.left_s())
             settled = _widened(self.problem, kept, undecided, answer)
             if settled.picks is None or self.problem.fits(self.problem.bits_by_name(settled.picks)):
                 return settled
