@@ -42,8 +42,8 @@ def trace_costs(
             bits. First match wins, pinned layers stay outside.
 
     Raises:
-        ModelError: no quantizable layer, a shared one, a pin or group that matches nothing, or
-            an input shape the network cannot take.
+        ModelError: no quantizable layer, a shared one, one whose weight is used without calling
+            it, a pin or group that matches nothing, or an input shape the network cannot take.
     """
     layers = quantizable_layers(model)
     facts: dict[str, dict[str, Any]] = {}
@@ -64,6 +64,12 @@ def trace_costs(
             handle.remove()
     if not facts:
         raise ModelError(f"{name}: no Conv2d and no Linear was called: there is nothing to count")
+    for layer_name, layer in layers.items():
+        if layer_name not in facts and trace.used(layer.weight):
+            raise ModelError(
+                f"{name}: the weight of {layer_name!r} is used without calling the layer, as "
+                "attention does, so its cost cannot be counted nor its input quantized"
+            )
     order = tuple(facts)
     pinned = resolve_pins(order, pins)
     group_of = _groups([n for n in order if n not in pinned], groups)

@@ -39,6 +39,7 @@ class ActivationTrace:
         self._operations: list[_Operation] = []
         self._layers: dict[int, list[tuple[int, str]]] = {}
         self._elements: dict[int, int] = {}
+        self._read: set[int] = set()
         # Held so that no address is used twice during the pass.
         self._held: list[Tensor] = []
 
@@ -57,6 +58,7 @@ class ActivationTrace:
 
     def record(self, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Note one operation; those that touch no activation (of weights only) are left out."""
+        self._read.update(_memory(t) for t in inputs)
         reads = tuple(dict.fromkeys(_memory(t) for t in inputs if _memory(t) in self._elements))
         if not reads:
             return
@@ -70,6 +72,10 @@ class ActivationTrace:
             self._hold(out)
             operation.writes[_memory(out)] = out.numel()
         self._operations.append(operation)
+
+    def used(self, weight: Tensor) -> bool:
+        """Whether any operation read this parameter."""
+        return _memory(weight) in self._read
 
     def lives(self) -> tuple[TensorLife, ...]:
         """Lifetimes of the activations in order of their first step."""

@@ -147,6 +147,19 @@ def test_tracing_on_meta_and_on_the_cpu_agree() -> None:
     assert real.training
 
 
+class Attention(nn.Module):
+    """Reads the weight of a layer that it never calls, and has one that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.hidden = nn.Linear(8, 4)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.first(x), self.hidden.weight)
+
+
 def test_networks_that_cannot_be_counted() -> None:
     shared = nn.Conv2d(3, 3, 1)
 
@@ -162,6 +175,7 @@ def test_networks_that_cannot_be_counted() -> None:
         (nn.Sequential(nn.ReLU()), "nothing to quantize"),
         (nn.Sequential(shared, shared), "also stands as"),
         (Twice(), "called twice"),
+        (Attention(), "weight of 'hidden' is used without calling"),
         (nn.Sequential(nn.Conv2d(4, 4, 1)), r"cannot take an input of \(3, 8, 8\)"),
     ):
         with pytest.raises(ModelError, match=message):

@@ -90,13 +90,13 @@ def trace_network(model: nn.Module, sample: Tensor) -> NetworkTrace:
     return found
 
 
-def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
+def quantizable_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """Conv2d and Linear modules by name, in order of registration.
 
     Raises:
         ModelError: there is none, or one stands under two names.
     """
-    layers: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Conv2d | nn.Linear] = {}
     first_name: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.Conv2d | nn.Linear):
