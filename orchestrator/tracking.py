@@ -166,6 +166,8 @@ class Mirror:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        # Standard output may be JSON for a script.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
         self._store.runs_dir.mkdir(parents=True, exist_ok=True)
@@ -342,4 +344,8 @@ def _flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def _told(error: Exception) -> str:
     text = redacted_text(str(error)).splitlines()
-    return f"{type(error).__name__}: {text[0][:300] if text else ''}"
+    first = text[0] if text else ""
+    # Their first line carries the whole chain of retries.
+    if first.startswith("API request to") and "Max retries exceeded" in first:
+        return f"no answer from {first.split()[3].partition('/api/')[0]}"
+    return f"{type(error).__name__}: {first[:300]}"

@@ -206,7 +206,7 @@ def test_a_server_that_is_down_is_told_and_everything_stays_on_the_list(store: R
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     outcome = _mirror(store, uri=f"http://127.0.0.1:{port}").sync(read_journal(store.journal_path))
-    assert outcome.error
+    assert outcome.error == f"no answer from http://127.0.0.1:{port}"
     assert (outcome.pending, outcome.added) == (3, 0)
     assert run_status(store).unmirrored == 3
     outcome = _mirror(store).sync(read_journal(store.journal_path))
