@@ -160,7 +160,12 @@ class StepBank(nn.Module):
     def step_of(self, bits: int) -> Tensor:
         """The step size that forward uses at ``bits``: 0-dim, clamped, part of the graph."""
         step = self.steps[self._index[bits]]
-        return step if self.options.step_range is None else step.clamp(*self.options.step_range)
+        if self.options.step_range is None:
+            return step
+        low, high = self.options.step_range
+        if step.device.type == "cpu" and low <= step.item() <= high:
+            return step  # two nodes less per tensor; elsewhere the look would stall the device
+        return step.clamp(low, high)
 
     def values(self) -> dict[int, float]:
         """Bit-width -> stored step size (not clamped), as importance indicators are read."""
