@@ -7,6 +7,7 @@ return an ``ExitCode``.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.errors import ExitCode, UserError
+from orchestrator.errors import ExitCode, ResourceError, UserError
 
 # One line each, here and not in the files, so that listing the verbs imports none of them.
 VERBS: Mapping[str, str] = {
@@ -34,6 +35,12 @@ VERBS: Mapping[str, str] = {
     "explain": "Say why layers got their bits.",
     "doctor": "Check versions, names, disk and security settings.",
 }
+
+
+_STORAGE_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ESTALE,
+)  # fmt: skip
 
 
 class _LazyGroup(click.Group):
@@ -106,6 +113,15 @@ def run_command(arguments: Sequence[str] | None = None) -> ExitCode:
         # The reader of our output left (mpq ... | head); keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
+    except OSError as error:
+        if error.errno not in _STORAGE_ERRORS:
+            return _report_defect(error)
+        told = ResourceError(
+            f"storage refused: {error.strerror}", str(error.filename or ""),
+            "", "mend that, then run the same command again; finished steps are safe",
+        )  # fmt: skip
+        click.echo(f"mpq: {told}", err=True)
+        return told.exit_code
     except Exception as error:
         code = _room_exit_code(error)
         if code is not None:

@@ -69,6 +69,7 @@ def test_help_lists_the_verbs_and_imports_nothing_heavy() -> None:
         (DataError("what"), 2),
         (DivergedError("what"), 3),
         (SolverFailedError("what"), 1),
+        (OSError(28, "what: no space left on device", "/some/file"), 6),
         (KeyboardInterrupt(), 130),
         (click.UsageError("what"), 2),
     ],
@@ -131,6 +132,28 @@ def test_mistakes_on_the_command_line_end_with_2(
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_the_runs_should_be_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from orchestrator.store import RunStore
+
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(OSError, match="Not a directory"), RunStore(tmp_path / "runs", "a").opened():
+        pass
+    assert cli.run_command(["status", "a", "--runs-dir", str(tmp_path / "runs")]) == 2
+    assert "there is no run 'a'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"{", b"- 1", b"schema: experiment/9\n"])
+def test_files_that_are_no_experiments_end_with_2(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content)
+    assert cli.run_command(["status", str(path)]) == 2
+    assert str(path) in capsys.readouterr().err
 
 
 def test_status_lists_runs_as_json(tmp_path: Path) -> None:
