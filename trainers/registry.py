@@ -12,6 +12,8 @@ _PHASES = {
     "limpq.indicators": "trainers.limpq.indicators",
     "metamix.meta": "trainers.metamix.meta",
     "metamix.bit_selection": "trainers.metamix.bit_selection",
+    "metamix.drift": "trainers.metamix.drift",
+    "metamix.distributions": "trainers.metamix.distributions",
     "weight_training": "trainers.weight_training",
 }
 

@@ -105,7 +105,7 @@ class SearchStep:
         for parameter in trained:
             parameter.requires_grad_(False)
         try:
-            with _norms_at(network.model, self.config.batchnorm if fixed else "train"):
+            with norms_at(network.model, self.config.batchnorm if fixed else "train"):
                 yield
         finally:
             for bank in mixtures:
@@ -118,7 +118,7 @@ class SearchStep:
 
 
 @contextmanager
-def _norms_at(model: nn.Module, how: str) -> Iterator[None]:
+def norms_at(model: nn.Module, how: str) -> Iterator[None]:
     """Normalise by the batch (``batch``) or the running statistics (``running``), move neither."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     before = [(norm.training, norm.track_running_stats) for norm in norms]

@@ -1,0 +1,112 @@
+"""The experiments behind Figures 1, 2 and 6 on digits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from solvers.parquet import read_table
+from solvers.storage import save_costs
+from solvers.tables import BitChoices
+from trainers.checkpoint import save_tensors
+from trainers.costs import trace_costs
+from trainers.errors import InterruptedPhaseError, ModelError
+from trainers.metamix import distributions, drift
+from trainers.metamix.evidence_config import DistributionConfig, DriftConfig
+from trainers.models import build_model
+from trainers.phases import DataSpec, ModelSpec, PhaseContext, PhaseSpec
+from trainers.registry import find_phase
+
+MODEL = ModelSpec(name="cifar_resnet8", options={"in_channels": 1, "base_width": 4})
+DRIFT = DriftConfig(steps=6, batch_size=64, lr=0.01, change_every=2, layer="layer1.0.conv2")
+CELLS = DistributionConfig(steps=2, batch_size=64, lr=0.01, weight_bits=(0, 4), images=32, bins=8)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(0)
+    model = build_model(MODEL)
+    save_tensors(folder / "weights.pt", model.state_dict())
+    save_costs(folder / "costs.parquet", trace_costs(model, name=MODEL.name, input_shape=(1, 8, 8)))
+    return {"weights": str(folder / "weights.pt"), "costs": str(folder / "costs.parquet")}
+
+
+def run(phase, config, inputs, folder, **context):
+    spec = PhaseSpec(
+        phase=phase, model=MODEL, data=DataSpec(name="digits"), config=config, seed=0,
+        inputs=inputs, choices=BitChoices(weight_bits=(4,), act_bits=(2, 4, 8)),
+    )  # fmt: skip
+    return find_phase(phase)(spec, replace(PhaseContext.alone(folder), **context))
+
+
+def rows_of(result, folder):
+    columns = ["variant", "update", "bits", "variance", "shift"]
+    return read_table(folder / result.outputs["drift"], drift.SCHEMA, columns)[1]
+
+
+def test_drift_records_every_update_of_every_variant(inputs, tmp_path):
+    result = run("metamix.drift", DRIFT, inputs, tmp_path)
+    rows = rows_of(result, tmp_path)
+    assert result.facts["norm"] == "layer1.0.bn2"
+    assert rows["update"] == [1, 2, 3, 4, 5, 6] * 3
+    # The same draws for all variants, changing every second update.
+    assert rows["bits"][:6] == rows["bits"][6:12] == rows["bits"][12:]
+    assert rows["bits"][0] == rows["bits"][1]
+    assert all(v > 0 for v in rows["variance"])
+    assert len({*rows["variance"]}) == 18
+    # Plain: 6 passes each; MetaMix: 3 widths and one that tracks.
+    assert result.cost.forward_passes == 6 + 6 + 6 * 4
+    assert result.cost.backward_passes == 6 + 6 + 6 * 3
+
+
+def test_drift_resumes_with_its_records(inputs, tmp_path):
+    whole = run("metamix.drift", DRIFT, inputs, tmp_path / "whole")
+    asked = iter(range(1, 100))
+    with pytest.raises(InterruptedPhaseError):
+        run("metamix.drift", DRIFT, inputs, tmp_path / "cut", should_stop=lambda: next(asked) >= 9)
+    resumed = run("metamix.drift", DRIFT, inputs, tmp_path / "cut")
+    assert rows_of(resumed, tmp_path / "cut") == rows_of(whole, tmp_path / "whole")
+    assert resumed.metrics == whole.metrics
+
+
+def test_variance_follows_the_bits_of_a_network_that_stands_still(inputs, tmp_path):
+    still = replace(
+        DRIFT, lr=1e-12, min_lr=0.0, variants=("fp_weights",), steps=60, change_every=20,
+        augment=False,
+    )  # fmt: skip
+    result = run("metamix.drift", still, inputs, tmp_path)
+    rows = rows_of(result, tmp_path)
+    settled = dict(zip(rows["bits"][19::20], rows["variance"][19::20], strict=True))
+    assert len(settled) > 1, "this seed draws one width only"
+    values = sorted(settled.values())
+    assert values[-1] > 1.01 * values[0]
+
+
+def test_a_pinned_layer_cannot_drift(inputs, tmp_path):
+    with pytest.raises(ModelError, match="no searched layer 'conv1'"):
+        run("metamix.drift", replace(DRIFT, layer="conv1"), inputs, tmp_path)
+
+
+@pytest.mark.parametrize("training", ["single", "meta"])
+def test_distributions_count_every_value_of_every_cell(inputs, tmp_path, training):
+    config = replace(CELLS, training=training, layers=("layer1.0.conv2", "layer3.0.conv1"))
+    result = run("metamix.distributions", config, inputs, tmp_path)
+    columns = ["weight_bits", "act_bits", "layer", "left", "right", "count", "variance"]
+    rows = read_table(tmp_path / result.outputs["distributions"], distributions.SCHEMA, columns)[1]
+    totals: dict[tuple, int] = {}
+    for w, a, layer, count in zip(
+        rows["weight_bits"], rows["act_bits"], rows["layer"], rows["count"], strict=True
+    ):
+        totals[w, a, layer] = totals.get((w, a, layer), 0) + count
+    assert set(totals) == {
+        (w, a, name) for w in (0, 4) for a in (2, 4, 8) for name in config.layers
+    }
+    for (_, _, name), total in totals.items():
+        assert total == 32 * {"layer1.0.conv2": 4 * 64, "layer3.0.conv1": 8 * 16}[name]
+    assert set(result.metrics) == {"w32_spread", "w4_spread"}
+    assert all(v >= 1 for v in result.metrics.values())
+    passes = {"single": 2 * 3 * 2, "meta": 2 * 3 * 2}[training]
+    assert result.cost.backward_passes == passes

@@ -1,0 +1,67 @@
+"""Settings of the experiments behind the paper's Figures 1, 2 and 6."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+
+from trainers.metamix.config import MetaConfig
+from trainers.recipes import CLOSED, Count
+
+Variant = Literal["fp_weights", "quantized_weights", "metamix"]
+# 0 = full precision.
+WeightBits = Annotated[int, Ge(0), Le(16)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftConfig(MetaConfig):
+    """Figure 2: BatchNorm statistics while the bits of one layer change at random.
+
+    Attributes:
+        variants: ``fp_weights`` and ``quantized_weights`` train plainly (top and middle of the
+            figure), ``metamix`` makes bit-meta updates on full-precision weights (bottom).
+        layer: whose activation bits change and whose BatchNorm is watched; null = the first
+            searched depth-wise layer, else the third searched one. Paper: the depth-wise layer
+            of MobileNet-V2's second block.
+        change_every: updates between two draws of bits; null = one epoch (paper).
+        weight_bits: of the variant ``quantized_weights``. Paper: 4.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    epochs: Count = 12
+    variants: Annotated[tuple[Variant, ...], MinLen(1)] = (
+        "fp_weights",
+        "quantized_weights",
+        "metamix",
+    )
+    layer: str | None = None
+    change_every: Count | None = None
+    weight_bits: Annotated[int, Ge(2), Le(16)] = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistributionConfig(MetaConfig):
+    """Figures 1 and 6: what a layer reads, over activation bits and weight bits.
+
+    Attributes:
+        training: ``single`` trains one network for every pair of bits (Figure 1), ``meta`` one
+            meta-state for every weight width (Figure 6).
+        weight_bits: rows of the figure; 0 = full precision. Paper: 0, 8, 4.
+        layers: whose inputs are counted; empty = a searched layer near the start and one near
+            the end. Paper: the 5th and the 32nd.
+        images: training images that are counted.
+        bins: of the histograms.
+        reach: upper end of the histograms in units of the full-precision network's largest input.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    training: Literal["single", "meta"] = "meta"
+    weight_bits: Annotated[tuple[WeightBits, ...], MinLen(1)] = (0, 8, 4)
+    layers: tuple[str, ...] = ()
+    images: Count = 512
+    bins: Annotated[int, Ge(2), Le(10_000)] = 64
+    reach: Annotated[float, Gt(0.0), Le(100.0)] = 1.5
