@@ -83,24 +83,29 @@ def resolve_limits(
     )
 
 
-def search_cells(
-    search: SearchConfig, limit_sets: tuple[LimitSet, ...], controls: tuple[str, ...]
-) -> tuple[Cell, ...]:
+def search_cells(config: ExperimentConfig, limit_sets: tuple[LimitSet, ...]) -> tuple[Cell, ...]:
     """Every cell that the solver is asked: the method's own, then the controls made by solving.
 
     A control stands at the limits that are trained and at the first alpha that is trained: it is
     there to be compared with a trained policy.
     """
-    cells = [
-        Cell(method="limpq", alpha=alpha, limit_set=limits)
-        for alpha in search.alphas
-        for limits in limit_sets
-    ]
+    search = config.search
+    cells: list[Cell] = []
+    if config.method == "limpq":
+        cells += [
+            Cell(method="limpq", alpha=alpha, limit_set=limits)
+            for alpha in search.alphas
+            for limits in limit_sets
+        ]
+    solved = [c for c in config.controls if c in ("limpq", "metamix_ilp", "reversed", "initial")]
+    if not config.learns_indicators:
+        solved = [c for c in solved if c == "metamix_ilp"]
+    if config.method != "metamix":
+        solved = [c for c in solved if c in ("reversed", "initial")]
     alpha = trained_alphas(search)[0]
     cells += [
         Cell(method=method, alpha=alpha, limit_set=limits)
-        for method in ("reversed", "initial")
-        if method in controls
+        for method in solved
         for limits in trained_limits(search, limit_sets)
     ]
     return tuple(cells)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from orchestrator.config_schema import ClusterConfig
 from orchestrator.errors import ResourceError
+from orchestrator.ledger import Ledger
 
 # Workers share what the trial drivers of Ray Tune leave: one of those asks for 0.01 CPU, so
 # workers that asked for whole cores would wait for ever on a machine that is exactly big enough.
@@ -129,3 +130,40 @@ def resources_for(cluster: ClusterConfig, available: dict[str, float]) -> Resour
     )
     check_fits(resources, available)
     return resources
+
+
+class OnDemandCluster:
+    """Ray, connected when the first step needs it: a run whose steps are all done needs none.
+
+    Args:
+        cluster: the configuration's section.
+        ledger: books the start and the end.
+    """
+
+    def __init__(self, cluster: ClusterConfig, ledger: Ledger) -> None:
+        self._config, self._ledger = cluster, ledger
+        self._stack = ExitStack()
+        self._available: dict[str, float] | None = None
+
+    @property
+    def available(self) -> dict[str, float]:
+        """What the cluster has; connects on the first look."""
+        if self._available is None:
+            with self._ledger.span("Ray start and stop"):
+                self._available = self._stack.enter_context(ray_cluster(self._config.address))
+        return self._available
+
+    def resources(self) -> Resources:
+        """What each worker group asks for.
+
+        Raises:
+            ResourceError: more than the cluster has, or it cannot be reached.
+        """
+        return resources_for(self._config, self.available)
+
+    def __enter__(self) -> OnDemandCluster:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._ledger.span("Ray start and stop"):
+            self._stack.close()

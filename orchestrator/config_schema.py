@@ -24,6 +24,7 @@ from solvers.accounting import accounting_named
 from solvers.errors import LimitError, TableError
 from solvers.limits import limit_from
 from trainers.limpq.config import IndicatorConfig
+from trainers.metamix.config import MetaMixConfig
 from trainers.phases import DataSpec, ModelSpec
 from trainers.recipes import CLOSED, EvaluateConfig, PretrainConfig, TrainConfig
 
@@ -315,7 +316,7 @@ class TrackingConfig:
     enabled: bool = True
 
 
-Control = Literal["uniform", "random", "reversed", "initial"]
+Control = Literal["uniform", "random", "reversed", "initial", "limpq", "metamix_ilp"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -336,10 +337,14 @@ class ExperimentConfig:
         cluster: processes and resources.
         pretrain: training of the full-precision network; null when ``model.weights`` names one.
         indicators: LIMPQ's joint indicator training.
+        metamix: MetaMix's bit selection.
         search: alphas, limits and the solver.
         train: weight training of each distinct policy.
         controls: policies trained on the same limits for comparison: ``uniform`` bits, a
             ``random`` policy, ``reversed`` importance (paper, Ours-R), ``initial`` indicators.
+            For MetaMix also ``limpq`` (indicators learned on the same candidates; ``reversed`` and
+            ``initial`` need it there) and ``metamix_ilp`` (the solver over the meta-state's
+            activation step sizes).
         evaluate: how networks are measured.
         tracking: the MLflow mirror.
     """
@@ -359,6 +364,7 @@ class ExperimentConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     pretrain: PretrainConfig | None = field(default_factory=PretrainConfig)
     indicators: IndicatorConfig = field(default_factory=IndicatorConfig)
+    metamix: MetaMixConfig = field(default_factory=MetaMixConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     controls: Annotated[tuple[Control, ...], AfterValidator(_unique)] = (
@@ -369,3 +375,8 @@ class ExperimentConfig:
     )
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def learns_indicators(self) -> bool:
+        """Whether LIMPQ's joint training is part of the run."""
+        return self.method == "limpq" or (self.method == "metamix" and "limpq" in self.controls)

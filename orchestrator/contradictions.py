@@ -51,8 +51,10 @@ def contradictions(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Co
         *_about_workers(config),
         *_about_schedule("pretrain", config.pretrain),
         *_about_schedule("indicators", config.indicators),
+        *_about_schedule("metamix.meta", config.metamix.meta),
         *_about_schedule("train", config.train),
         *_about_controls(config, body),
+        *_about_targets(config),
     ]
 
 
@@ -74,7 +76,9 @@ def _about_bits(config: ExperimentConfig) -> list[Contradiction]:
     if bits.tied and not set(bits.weight) & set(bits.act):
         found = f"true with weight {list(bits.weight)} and act {list(bits.act)}"
         return [Contradiction(("bits", "tied"), found, "candidates that weight and act share")]
-    if config.indicators.random_pass == "tied" and bits.weight != bits.act:
+    searches_both = len(bits.weight) > 1 and len(bits.act) > 1
+    is_tied = config.learns_indicators and config.indicators.random_pass == "tied"
+    if is_tied and searches_both and bits.weight != bits.act:
         found = f"'tied' with weight {list(bits.weight)} and act {list(bits.act)}"
         allowed = "the same candidates for weight and act, or another random_pass"
         path: KeyPath = ("indicators", "random_pass")
@@ -108,13 +112,14 @@ def _about_workers(config: ExperimentConfig) -> list[Contradiction]:
     workers = config.cluster.num_workers
     batches: dict[str, int | None] = {
         "pretrain": config.pretrain.batch_size if config.pretrain else None,
-        "indicators": config.indicators.batch_size,
+        "indicators": config.indicators.batch_size if config.learns_indicators else None,
+        "metamix.meta": config.metamix.meta.batch_size if config.method == "metamix" else None,
         "train": config.train.batch_size,
     }
     for section, batch_size in batches.items():
         if batch_size is not None and batch_size % workers:
             allowed = f"a multiple of cluster.num_workers, {workers}: batch sizes are global"
-            path: KeyPath = (section, "batch_size")
+            path: KeyPath = (*section.split("."), "batch_size")
             found.append(
                 Contradiction(path, str(batch_size), allowed, beside=(("cluster", "num_workers"),))
             )
@@ -128,16 +133,16 @@ def _about_schedule(section: str, phase: OptimizerConfig | None) -> list[Contrad
     path: KeyPath
     if phase.min_lr > phase.lr:
         allowed = f"at most lr, {phase.lr}"
-        path = (section, "min_lr")
+        path = (*section.split("."), "min_lr")
         found.append(Contradiction(path, str(phase.min_lr), allowed, beside=((section, "lr"),)))
     if phase.steps is None and phase.warmup_epochs >= phase.epochs:
         allowed = f"less than epochs, {phase.epochs}"
-        path = (section, "warmup_epochs")
+        path = (*section.split("."), "warmup_epochs")
         beside: tuple[KeyPath, ...] = ((section, "epochs"), (section, "steps"))
         found.append(Contradiction(path, str(phase.warmup_epochs), allowed, beside=beside))
     clamp = phase.step_clamp if isinstance(phase, QuantTrainingConfig) else None
     if clamp is not None and clamp[0] >= clamp[1]:
-        path = (section, "step_clamp")
+        path = (*section.split("."), "step_clamp")
         found.append(Contradiction(path, str(list(clamp)), "[lowest, highest]"))
     return found
 
@@ -145,7 +150,34 @@ def _about_schedule(section: str, phase: OptimizerConfig | None) -> list[Contrad
 def _about_controls(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Contradiction]:
     """Controls made from indicators need a method that learns them; only if written out."""
     from_indicators = [c for c in config.controls if c in ("reversed", "initial")]
-    if config.method == "uniform" and "controls" in body and from_indicators:
-        found = f"{from_indicators} with method 'uniform', which learns no indicators"
-        return [Contradiction(("controls",), found, "uniform, random", beside=(("method",),))]
-    return []
+    found: list[Contradiction] = []
+    path: KeyPath = ("controls",)
+    if from_indicators and "controls" in body and not config.learns_indicators:
+        what = f"{from_indicators} with method {config.method!r}, which learns no indicators"
+        allowed = "uniform, random"
+        if config.method == "metamix":
+            allowed += ", or limpq beside them"
+        found.append(Contradiction(path, what, allowed, beside=(("method",),)))
+    if "metamix_ilp" in config.controls and config.method != "metamix":
+        what = f"metamix_ilp with method {config.method!r}, which has no meta-state"
+        found.append(Contradiction(path, what, "method metamix", beside=(("method",),)))
+    return found
+
+
+_TARGETS = ("bitops", "bitops_level", "mean_act_bits")
+
+
+def _about_targets(config: ExperimentConfig) -> list[Contradiction]:
+    """MetaMix is steered to one number, equation 4; a set of several limits is the solver's."""
+    if config.method != "metamix":
+        return []
+    return [
+        Contradiction(
+            ("search", "limits", index),
+            f"{sorted(limits)} with method 'metamix'",
+            f"one target of {', '.join(_TARGETS)}",
+            beside=(("method",),),
+        )
+        for index, limits in enumerate(config.search.limits)
+        if len(limits) != 1 or next(iter(limits)) not in _TARGETS
+    ]

@@ -94,6 +94,9 @@ def bit_allocation(policies: Mapping[str, Policy], pinned: frozenset[str]) -> Fi
     return figure
 
 
+_TENSORS = (("weight", "weights"), ("act", "activations"))
+
+
 def indicator_heat_map(tables: Mapping[str, ImportanceTable]) -> Figure:
     """Indicators by layer and bit-width, weights above activations (LIMPQ, Figure 4).
 
@@ -101,15 +104,18 @@ def indicator_heat_map(tables: Mapping[str, ImportanceTable]) -> Figure:
         tables: label -> table of one network (``learned``, ``initial``); side by side, on one
             logarithmic colour scale for weights and one for activations.
     """
-    first = next(iter(tables.values()))
-    layers = list(dict.fromkeys(row.layer for row in first.rows))
-    height = 2.0 + 2 * max(1.6, 0.17 * len(layers))
+    entries = [row for table in tables.values() for row in table.rows]
+    layers = list(dict.fromkeys(row.layer for row in entries))
+    # A search of activations alone has no weight indicators.
+    known_tensors = {row.tensor for row in entries}
+    shown = [(t, text) for t, text in _TENSORS if t in known_tensors]
+    height = 1.0 + len(shown) * max(1.9, 0.17 * len(layers) + 0.3)
     figure = _figure(1.9 + 2.6 * len(tables) + 0.07 * max(map(len, layers)), height)
-    grid = figure.subplots(2, len(tables), squeeze=False)
-    for row, (tensor, title) in enumerate((("weight", "weights"), ("act", "activations"))):
-        values = [r.value for t in tables.values() for r in t.rows if r.tensor == tensor]
+    grid = figure.subplots(len(shown), len(tables), squeeze=False)
+    for row, (tensor, title) in enumerate(shown):
+        values = [r.value for r in entries if r.tensor == tensor]
         scale = LogNorm(min(values), max(values))
-        bits = sorted({r.bits for r in first.rows if r.tensor == tensor})
+        bits = sorted({r.bits for r in entries if r.tensor == tensor})
         for column, (label, table) in enumerate(tables.items()):
             axes, known = grid[row, column], table.values()
             image = [[known.get((x, tensor, b), math.nan) for b in bits] for x in layers]
@@ -118,7 +124,7 @@ def indicator_heat_map(tables: Mapping[str, ImportanceTable]) -> Figure:
             axes.set_xticks(range(len(bits)), [str(b) for b in bits], fontsize=7)
             axes.set_yticks(range(len(layers)), layers if column == 0 else [], fontsize=6)
             axes.tick_params(length=0)
-            if row == 1:
+            if row == len(shown) - 1:
                 axes.set_xlabel("bits", fontsize=8)
         bar = figure.colorbar(drawn, ax=list(grid[row]), shrink=0.9, pad=0.02)
         bar.set_label("indicator (step size)", fontsize=7)

@@ -121,6 +121,8 @@ def candidate_record(
         "smallest": dict(limits.smallest),
         "largest": dict(limits.largest),
         "resources": dict(limits.resources),
+        "training": candidate.entry,
+        **candidate.facts,
     }
     metrics = {} if policy is None else policy_metrics(policy)
     state = State.DONE if policy is not None else State.INFEASIBLE
@@ -154,6 +156,7 @@ def candidate_record(
 def training_record(
     run: str,
     step: Step,
+    entry: str,
     policy: Policy,
     result: PhaseResult,
     *,
@@ -161,12 +164,12 @@ def training_record(
     asked_by: Sequence[str],
     outputs: Mapping[str, str],
 ) -> RunRecord:
-    """One trained policy, diverged ones included."""
+    """One trained policy, diverged ones included; ``entry`` tells bits and start apart."""
     diverged = result.facts.get("diverged")
     return RunRecord(
         run=run,
-        step=f"{step.name}/{policy.policy_id}",
-        key=child_key(step, policy.policy_id),
+        step=f"{step.name}/{entry}",
+        key=child_key(step, entry),
         phase="train",
         method=asked_by[0] if asked_by else policy.source,
         state=State.DIVERGED if diverged else State.DONE,
@@ -176,7 +179,7 @@ def training_record(
         costs=_meters(result),
         device=result.device,
         outputs=outputs,
-        facts={**result.facts, "asked_by": list(asked_by)},
+        facts={**result.facts, "asked_by": list(asked_by), "training": entry},
         message=str(diverged or ""),
         wall_s=result.cost.wall_s + result.eval_cost.wall_s,
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator import events
 from orchestrator.atomic import write_atomically
-from orchestrator.cluster import Resources
+from orchestrator.cluster import OnDemandCluster, Resources
 from orchestrator.errors import UserError
 from orchestrator.launch import Launch, launch
 from orchestrator.outcomes import failed_record, phase_record
@@ -69,7 +69,7 @@ def run_phase(
     session: Session,
     step: Step,
     spec: PhaseSpec,
-    ask: Resources,
+    cluster: OnDemandCluster,
     *,
     tick: Callable[[], None] | None = None,
 ) -> PhaseResult:
@@ -79,7 +79,7 @@ def run_phase(
         session: this attempt.
         step: what is run.
         spec: the phase.
-        ask: workers.
+        cluster: where the workers run.
         tick: called about once a second while the workers work.
 
     Raises:
@@ -88,6 +88,7 @@ def run_phase(
         TrainersError: the phase refused its input.
     """
     folder = session.store.step_dir(step.name)
+    ask = cluster.resources()
     began = time.perf_counter()
     session.say(f"{step.name}: {step.about}, on {ask.num_workers} workers")
     try:
@@ -128,7 +129,13 @@ def _raise_refusal(
 
 
 def phase_step(
-    session: Session, step: Step, spec: PhaseSpec, ask: Resources, *, phase: str, method: str
+    session: Session,
+    step: Step,
+    spec: PhaseSpec,
+    cluster: OnDemandCluster,
+    *,
+    phase: str,
+    method: str,
 ) -> RunRecord:
     """A whole step of one phase: skip, run, record."""
     done = finished_record(session, step)
@@ -137,7 +144,7 @@ def phase_step(
     began = time.perf_counter()
     folder = begin(session, step)
     # A result under this key without a record: the driver was killed just after the phase ended.
-    result = load_result(folder / "result.json") or run_phase(session, step, spec, ask)
+    result = load_result(folder / "result.json") or run_phase(session, step, spec, cluster)
     record = phase_record(
         session.config.name,
         step,

@@ -9,18 +9,21 @@ order, and whatever happens ends in the journal.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from orchestrator import events
 from orchestrator.attempts import attempt
-from orchestrator.cluster import Resources, ray_cluster, resources_for
+from orchestrator.cells import trained_limits
+from orchestrator.cluster import OnDemandCluster
 from orchestrator.config import LoadedConfig
 from orchestrator.drift import refuse_drift
 from orchestrator.errors import ExitCode, InterruptedRunError, TerminatedRunError
 from orchestrator.ledger import USEFUL, overhead_share
+from orchestrator.metamix_step import metamix_steps
 from orchestrator.outcomes import costs_record
 from orchestrator.phase_step import StepFailedError, begin, finished_record, output_path, phase_step
 from orchestrator.plan import Plan, make_plan
-from orchestrator.policies import unmet_candidates
+from orchestrator.policies import Candidate, unmet_candidates
 from orchestrator.provenance import library_versions, machine_facts
 from orchestrator.records import RunRecord, State
 from orchestrator.report import draw_figures, write_report
@@ -57,14 +60,11 @@ def _attempt(session: Session) -> ExitCode:
     try:
         costs = str(output_path(session, _costs_step(session, plan), "costs"))
         if plan.feasible_limits:
-            with (
-                session.ledger.span("Ray start and stop"),
-                ray_cluster(config.cluster.address) as available,
-            ):
-                ask = resources_for(config.cluster, available)
-                _training(session, plan, costs, ask, available.get("CPU", 1.0))
+            with OnDemandCluster(config.cluster, session.ledger) as cluster:
+                _training(session, plan, costs, cluster)
         else:
-            keep_rows(session, plan.step("costs"), unmet_candidates(plan))
+            unmet = unmet_candidates(config.method, plan.limit_sets)
+            keep_rows(session, plan.step("costs"), unmet)
     except StepFailedError as error:
         session.say(str(error))
         return _finish(session)
@@ -74,21 +74,29 @@ def _attempt(session: Session) -> ExitCode:
     return _finish(session)
 
 
-def _training(session: Session, plan: Plan, costs: str, ask: Resources, num_cpus: float) -> None:
-    """Everything that needs a cluster."""
+def _training(session: Session, plan: Plan, costs: str, cluster: OnDemandCluster) -> None:
+    """Everything that may need a cluster."""
     config = session.config
     spec = phase_spec(config, "pretrain", config.pretrain, {})
-    full = phase_step(session, plan.step("pretrain"), spec, ask, phase="pretrain", method="fp")
+    full = phase_step(session, plan.step("pretrain"), spec, cluster, phase="pretrain", method="fp")
     inputs = {"weights": str(output_path(session, full, "weights")), "costs": costs}
-    indicators = None
-    if config.method == "limpq":
+    sources: dict[str, Path] = {}
+    selected: tuple[Candidate, ...] = ()
+    if config.learns_indicators:
         spec = phase_spec(config, "limpq.indicators", config.indicators, inputs, plan.choices)
         indicators = phase_step(
-            session, plan.step("indicators"), spec, ask, phase="indicators", method="limpq"
+            session, plan.step("indicators"), spec, cluster, phase="indicators", method="limpq"
         )
-    rows = sweep_step(session, plan, plan.step("sweep"), indicators, num_cpus)
+        sources["limpq"] = output_path(session, indicators, "importance")
+        sources["initial"] = output_path(session, indicators, "initial")
+    if config.method == "metamix":
+        meta, selected = metamix_steps(session, plan, inputs, cluster)
+        sources["metamix_ilp"] = output_path(session, meta, "importance")
+        unmet = unmet_candidates("metamix", trained_limits(config.search, plan.limit_sets))
+        keep_rows(session, plan.step("meta"), unmet)
+    rows = selected + sweep_step(session, plan, plan.step("sweep"), sources, cluster)
     spec = phase_spec(config, "weight_training", config.train, inputs)
-    train_step(session, plan, plan.step("train"), spec, ask, rows)
+    train_step(session, plan, plan.step("train"), spec, cluster, rows)
 
 
 def _costs_step(session: Session, plan: Plan) -> RunRecord:

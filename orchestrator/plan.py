@@ -30,6 +30,8 @@ STEP_VERSIONS = {
     "costs": 1,
     "pretrain": 1,
     "limpq.indicators": 1,
+    "metamix.meta": 1,
+    "metamix.bit_selection": 1,
     "sweep": 1,
     "weight_training": 1,
 }
@@ -81,6 +83,16 @@ class Plan:
         """The step of that name."""
         return next(step for step in self.steps if step.name == name)
 
+    @property
+    def selections(self) -> tuple[tuple[Step, LimitSet], ...]:
+        """MetaMix's bit selections: each step with the limits it aims at."""
+        return tuple(
+            (step, limits)
+            for step in self.steps
+            for limits in self.limit_sets
+            if step.name == selection_name(limits)
+        )
+
 
 def make_plan(config: ExperimentConfig, costs: CostTable, data_fingerprint: str) -> Plan:
     """Plan a run.
@@ -116,7 +128,7 @@ def make_plan(config: ExperimentConfig, costs: CostTable, data_fingerprint: str)
         costs=costs,
         choices=choices,
         limit_sets=limit_sets,
-        cells=search_cells(config.search, limit_sets, _solved_controls(config)),
+        cells=search_cells(config, limit_sets),
     )
 
 
@@ -135,14 +147,19 @@ def _training_steps(
     )  # fmt: skip
     steps = [pretrain]
     search_needs: tuple[Step, ...] = (costs,)
-    if config.method == "limpq":
+    if config.learns_indicators:
         indicators = _step(
             "indicators", "limpq.indicators", (costs, pretrain),
             {**common, "bits": asdict(config.bits), "config": asdict(config.indicators)},
             f"learn the indicators jointly, {_length(config.indicators)}",
         )  # fmt: skip
         steps.append(indicators)
-        search_needs = (costs, indicators)
+        search_needs = (*search_needs, indicators)
+    selections: list[Step] = []
+    if config.method == "metamix":
+        meta, selections = _metamix_steps(config, common, limit_sets, costs, pretrain)
+        steps += [meta, *selections]
+        search_needs = (*search_needs, meta)
     num_cells = len(config.search.alphas) * len(limit_sets)
     sweep = _step(
         "sweep", "sweep", search_needs,
@@ -153,10 +170,10 @@ def _training_steps(
         f"solve {num_cells} cells ({len(config.search.alphas)} alphas x {len(limit_sets)} limit "
         "sets) and the controls"
         if config.method == "limpq"
-        else f"uniform bits at {len(limit_sets)} limit sets",
+        else "the controls at the limits that are trained",
     )  # fmt: skip
     train = _step(
-        "train", "weight_training", (costs, pretrain, sweep),
+        "train", "weight_training", (costs, pretrain, *selections, sweep),
         {**common, "config": asdict(config.train)},
         f"train each distinct policy of {len(trained_alphas(config.search))} alphas x "
         f"{len(trained_limits(config.search, limit_sets))} limit sets and the controls, "
@@ -165,8 +182,38 @@ def _training_steps(
     return [*steps, sweep, train]
 
 
-def _solved_controls(config: ExperimentConfig) -> tuple[str, ...]:
-    return tuple(c for c in config.controls if c in ("reversed", "initial"))
+def _metamix_steps(
+    config: ExperimentConfig,
+    common: Mapping[str, Any],
+    limit_sets: tuple[LimitSet, ...],
+    costs: Step,
+    pretrain: Step,
+) -> tuple[Step, list[Step]]:
+    """One meta-state, and a bit selection for every target that is trained and can be met."""
+    bits = asdict(config.bits)
+    meta = _step(
+        "meta", "metamix.meta", (costs, pretrain),
+        {**common, "bits": bits, "config": asdict(config.metamix.meta)},
+        f"train the meta-state, {_length(config.metamix.meta)}",
+    )  # fmt: skip
+    selections = [
+        _step(
+            selection_name(limits), "metamix.bit_selection", (costs, pretrain, meta),
+            {
+                **common, "bits": bits, "config": asdict(config.metamix),
+                "target": dict(limits.texts), "accounting": config.accounting,
+            },
+            f"select bits for {limits.name}, {_length(config.metamix.search)}",
+        )
+        for limits in trained_limits(config.search, limit_sets)
+        if not limits.problem
+    ]  # fmt: skip
+    return meta, selections
+
+
+def selection_name(limits: LimitSet) -> str:
+    """Name of the bit selection that aims at these limits."""
+    return f"select-l{limits.index}"
 
 
 def _step(

@@ -7,7 +7,8 @@ every row that asked for it points there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.cells import Cell, LimitSet, trained_alphas, trained_limits
 from orchestrator.config_schema import ExperimentConfig
@@ -28,6 +29,8 @@ class Candidate:
         limit_set: what it had to meet.
         policy: what it proposes; None when it found nothing.
         solved: the solver's answer, where one was asked.
+        start: what its training inherits, role -> absolute path; empty = full precision.
+        facts: what a reader must know about how it was found.
         reason: why there is none.
     """
 
@@ -36,6 +39,8 @@ class Candidate:
     limit_set: LimitSet
     policy: Policy | None
     solved: ResultRow | None = None
+    start: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
 
     @property
@@ -43,6 +48,14 @@ class Candidate:
         """Unique in a run, and fit for a file name."""
         alpha = "" if self.alpha is None else f"-a{self.alpha:g}"
         return f"{self.method}{alpha}-l{self.limit_set.index}"
+
+    @property
+    def entry(self) -> str | None:
+        """Name of its training: the same bits from the same start are trained once."""
+        if self.policy is None:
+            return None
+        start = f"-{self.method}-l{self.limit_set.index}" if self.start else ""
+        return self.policy.policy_id + start
 
 
 def solved_candidates(
@@ -83,31 +96,26 @@ def made_controls(config: ExperimentConfig, plan: Plan) -> tuple[Candidate, ...]
     return tuple(found)
 
 
-def unmet_candidates(plan: Plan) -> tuple[Candidate, ...]:
-    """The rows of a run none of whose limits can be met: nothing is solved for them."""
+def unmet_candidates(method: str, limit_sets: Sequence[LimitSet]) -> tuple[Candidate, ...]:
+    """The rows of limits that nothing can meet: nothing is solved, searched or trained for them."""
     return tuple(
-        Candidate(
-            method=cell.method,
-            alpha=cell.alpha,
-            limit_set=cell.limit_set,
-            policy=None,
-            reason=cell.limit_set.problem,
-        )
-        for cell in plan.cells
+        Candidate(method=method, alpha=None, limit_set=limits, policy=None, reason=limits.problem)
+        for limits in limit_sets
+        if limits.problem
     )
 
 
 def to_train(
     config: ExperimentConfig, plan: Plan, candidates: Sequence[Candidate]
-) -> tuple[Policy, ...]:
-    """The distinct policies of the rows that are trained, in the order of the rows."""
+) -> tuple[Candidate, ...]:
+    """The rows whose training is run: the first of each distinct ``entry``, in their order."""
     alphas = set(trained_alphas(config.search))
     indexes = {limits.index for limits in trained_limits(config.search, plan.limit_sets)}
-    chosen: dict[str, Policy] = {}
+    chosen: dict[str, Candidate] = {}
     for candidate in candidates:
         is_asked = candidate.alpha is None or candidate.alpha in alphas
-        if candidate.policy and is_asked and candidate.limit_set.index in indexes:
-            chosen.setdefault(candidate.policy.policy_id, candidate.policy)
+        if candidate.entry and is_asked and candidate.limit_set.index in indexes:
+            chosen.setdefault(candidate.entry, candidate)
     return tuple(chosen.values())
 
 

@@ -79,11 +79,12 @@ def _accuracy(results: Results, records: Sequence[RunRecord]) -> Figure | None:
 
 def _indicators(store: RunStore, results: Results) -> Figure | None:
     tables = {}
-    for record in results.search:
+    # A selection's step sizes are its meta-state's, trained on: one pair of maps a method.
+    for record in (r for r in results.search if r.phase != "bit_selection"):
         for role, label in (("importance", "learned"), ("initial", "initial")):
             path = store.root / record.outputs.get(role, "")
             if path.is_file():
-                tables[label] = load_importance(path)
+                tables[f"{record.method}, {label}"] = load_importance(path)
     return figures.indicator_heat_map(tables) if tables else None
 
 

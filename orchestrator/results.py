@@ -22,9 +22,14 @@ from orchestrator.records import (
     State,
 )
 
-# Methods whose importance was learned by the run's search phase; the others search for free.
-_FROM_SEARCH_PHASE = ("limpq", "reversed", "metamix")
-_SEARCH_PHASES = ("indicators", "bit_selection")
+# The phases that a method needs before it can propose anything; the others search for free.
+_NEEDS = {
+    "limpq": ("indicators",),
+    "reversed": ("indicators",),
+    "metamix": ("meta", "bit_selection"),
+    "metamix_ilp": ("meta",),
+}
+_SEARCH_PHASES = ("indicators", "meta", "bit_selection")
 NOT_TRAINED = "not trained"
 
 
@@ -128,11 +133,13 @@ def results_of(run: str, records: Sequence[RunRecord]) -> Results:
     """
     full = next((r for r in records if r.phase == "pretrain" and r.state is State.DONE), None)
     search = tuple(r for r in records if r.phase in _SEARCH_PHASES)
-    trained = {r.policy_id: r for r in records if r.phase == "train" and r.policy_id is not None}
+    trained = {r.facts.get("training", r.policy_id): r for r in records if r.phase == "train"}
     top1 = None if full is None else full.metrics.get(EVAL_TOP1)
-    search_s = sum(r.metrics.get(SEARCH_DEVICE_S, 0.0) for r in search if r.state is State.DONE)
-    proposals = [r for r in records if r.phase in ("solve", "bit_selection") and r.method != "any"]
-    rows = tuple(_row(r, trained.get(r.policy_id or ""), top1, search_s) for r in proposals)
+    proposals = [r for r in records if r.phase == "solve" and r.method != "any"]
+    rows = tuple(
+        _row(r, trained.get(r.facts.get("training", r.policy_id)), top1, _search_s(r, search))
+        for r in proposals
+    )
     failures = tuple(
         r for r in records if r.phase not in ("solve", "train") and r.state is not State.DONE
     )
@@ -170,9 +177,21 @@ def _row(
         top1=top1,
         top5=metrics.get(EVAL_TOP5),
         drop=None if top1 is None or full_top1 is None else full_top1 - top1,
-        search_device_s=search_s if asked.method in _FROM_SEARCH_PHASE else 0.0,
+        search_device_s=search_s,
         solve_wall_s=asked.metrics.get(SOLVE_WALL_S, 0.0),
         trained=trained,
+    )
+
+
+def _search_s(asked: RunRecord, search: Sequence[RunRecord]) -> float:
+    """Device seconds of the phases behind a proposal; a selection serves its own target only."""
+    own = asked.facts.get("selection")
+    return sum(
+        r.metrics.get(SEARCH_DEVICE_S, 0.0)
+        for r in search
+        if r.state is State.DONE
+        and r.phase in _NEEDS.get(asked.method, ())
+        and (r.phase != "bit_selection" or r.step == own)
     )
 
 

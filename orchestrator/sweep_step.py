@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
+from orchestrator.cluster import OnDemandCluster
 from orchestrator.outcomes import candidate_record, sweep_record
-from orchestrator.phase_step import begin, finished_record, output_path
+from orchestrator.phase_step import begin, finished_record
 from orchestrator.plan import Plan, Step
 from orchestrator.policies import Candidate, made_controls, solved_candidates
-from orchestrator.records import RunRecord
 from orchestrator.session import Session
 from orchestrator.solve_tasks import SweepTables, solve_cells
 from orchestrator.sweep import SweepOutcome, cell_chunks, run_sweep
 from solvers.controls import reversed_importance
 from solvers.storage import ResultRow, load_importance, load_policy, load_results, save_policy
-from solvers.tables import ImportanceTable
 
 
 def sweep_step(
-    session: Session, plan: Plan, step: Step, indicators: RunRecord | None, num_cpus: float
+    session: Session,
+    plan: Plan,
+    step: Step,
+    sources: Mapping[str, Path],
+    cluster: OnDemandCluster,
 ) -> tuple[Candidate, ...]:
     """Solve every feasible cell and make the controls; every row gets a record.
 
@@ -26,15 +31,15 @@ def sweep_step(
         session: this attempt.
         plan: the run.
         step: the sweep.
-        indicators: record of the indicator training; None for methods without one.
-        num_cpus: of the cluster, for the number of trials at once.
+        sources: importance table by the method whose cells are solved with it.
+        cluster: where the solves run.
     """
     folder = session.store.step_dir(step.name)
     done = finished_record(session, step)
     if done is None:
         began = time.perf_counter()
         begin(session, step)
-        outcome = _solve(session, plan, step, indicators, num_cpus)
+        outcome = _solve(session, plan, step, sources, cluster)
         candidates = _candidates(session, plan, step, outcome.rows if outcome else {})
         for candidate in candidates:
             path = folder / "policies" / f"{_id(candidate)}.json"
@@ -83,16 +88,17 @@ def keep_rows(session: Session, step: Step, candidates: tuple[Candidate, ...]) -
 
 
 def _solve(
-    session: Session, plan: Plan, step: Step, indicators: RunRecord | None, num_cpus: float
+    session: Session,
+    plan: Plan,
+    step: Step,
+    sources: Mapping[str, Path],
+    cluster: OnDemandCluster,
 ) -> SweepOutcome | None:
-    if indicators is None or not plan.cells:
+    if not plan.cells:
         return None
-    learned = load_importance(output_path(session, indicators, "importance"))
-    importance: dict[str, ImportanceTable] = {"limpq": learned}
+    importance = {method: load_importance(path) for method, path in sources.items()}
     if any(cell.method == "reversed" for cell in plan.cells):
-        importance["reversed"] = reversed_importance(learned)
-    if any(cell.method == "initial" for cell in plan.cells):
-        importance["initial"] = load_importance(output_path(session, indicators, "initial"))
+        importance["reversed"] = reversed_importance(importance["limpq"])
     tables = SweepTables(
         costs=plan.costs,
         choices=plan.choices,
@@ -100,6 +106,7 @@ def _solve(
         search=session.config.search,
         accounting=session.config.accounting,
     )
+    available = cluster.available
     session.say(f"{step.name}: {step.about}")
     outcome = run_sweep(
         cell_chunks(plan.cells, session.config.search.limits_per_trial, step.key),
@@ -107,7 +114,7 @@ def _solve(
         tables,
         folder=session.store.step_dir(step.name),
         key=step.key,
-        concurrent=max(1, int(num_cpus)),
+        concurrent=max(1, int(available.get("CPU", 1.0))),
     )
     session.ledger.add("solve", min(outcome.solve_wall_s, outcome.wall_s))
     session.ledger.add("Ray Tune", max(0.0, outcome.wall_s - outcome.solve_wall_s))
