@@ -80,7 +80,7 @@ def evaluation_batches(
     images: ImageSet, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
     """Every image once, unchanged, in order; rank r takes images r, r + W, r + 2W, ..."""
-    mine = torch.arange(rank, len(images), world_size)
+    mine = torch.arange(len(images))[rank::world_size]  # nothing for ranks beyond the images
     for start in range(0, len(mine), batch_size):
         yield images.batch(mine[start : start + batch_size], None)
 

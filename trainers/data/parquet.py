@@ -35,7 +35,8 @@ def read_images(root: str, part: str, normalisation: Normalisation) -> InMemoryI
     """Decode one split into memory; all images must have one size.
 
     Raises:
-        DataError: a file or image is unreadable, a column is missing, sizes differ.
+        DataError: a file or image is unreadable, a column is missing, sizes differ, a label is no
+            integer from 0, or there is no image.
     """
     pixels: list[np.ndarray] = []
     labels: list[int] = []
@@ -49,14 +50,18 @@ def read_images(root: str, part: str, normalisation: Normalisation) -> InMemoryI
             zip(images, table.column("label").to_pylist(), strict=True)
         ):
             pixels.append(_decode(encoded, path, row))
-            if label is None or label < 0:
-                raise DataError(f"{path}, row {row}: label is {label!r}; it must be 0 or more")
+            if not isinstance(label, int) or label < 0:
+                raise DataError(
+                    f"{path}, row {row}: label is {label!r}; it must be an integer, 0 or more"
+                )
             labels.append(label)
             if pixels[-1].shape != pixels[0].shape:
                 raise DataError(
                     f"{path}, row {row}: image is {pixels[-1].shape}, the first is "
                     f"{pixels[0].shape}; this source takes images of one size"
                 )
+    if not pixels:
+        raise DataError(f"{Path(root) / part}: its Parquet files hold no image")
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     return InMemoryImages(stacked, torch.tensor(labels), normalisation)
 
@@ -83,7 +88,10 @@ def _decode(encoded: bytes | None, path: Path, row: int) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(encoded or b"")) as image:
-            array = np.asarray(image)
+            # A palette's pixels are indices into it, not grey levels.
+            array = np.asarray(image.convert("RGB") if image.mode == "P" else image)
     except Exception as error:
         raise DataError(f"{path}, row {row}: broken image: {error}") from error
+    if array.dtype != np.uint8:
+        raise DataError(f"{path}, row {row}: image has {array.dtype} pixels; 8 bits are needed")
     return array[:, :, None] if array.ndim == 2 else array
