@@ -103,7 +103,7 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
             _flush_folder(self.folder)
-            self._sweep()
+            self._sweep(step)
         barrier()
 
     def newest(self, device: str = "cpu") -> tuple[int, Any, Any] | None:
@@ -134,7 +134,11 @@ class Checkpoints:
         if self.rank == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _sweep(self) -> None:
+    def _sweep(self, step: int) -> None:
+        for later in self.folder.glob("step-*"):
+            # Damaged, or this training would have started from it; it must not count as kept.
+            if later.name > f"step-{step:09d}":
+                shutil.rmtree(later)
         for old in sorted(self.folder.glob("step-*"), reverse=True)[KEEP:]:
             shutil.rmtree(old)
         for torn in self.folder.glob(".tmp-*"):
@@ -145,7 +149,9 @@ def damage(folder: Path) -> str | None:
     """Why a checkpoint folder cannot be trusted, or None when every file matches its manifest."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        if not {"shared.pt", "rank0.pt"} <= files.keys():
+            return "its manifest names no shared.pt or no rank0.pt"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"no readable manifest: {error}"
     for name, fact in files.items():
         path = folder / name
@@ -162,7 +168,7 @@ def state_hash(state: Mapping[str, Any]) -> str:
 
     def feed(value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            digest.update(str(value.dtype).encode())
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
             digest.update(
                 value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             )

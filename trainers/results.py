@@ -33,5 +33,5 @@ def load_result(path: Path) -> PhaseResult | None:
             raise ValueError(f"its schema is not {SCHEMA}")
         cost, eval_cost = Cost(**raw.pop("cost")), Cost(**raw.pop("eval_cost"))
         return PhaseResult(**raw, cost=cost, eval_cost=eval_cost)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a phase result: {error}") from error
