@@ -9,6 +9,8 @@ whoever pays for a search pays for them; waiting for Ray to place the workers do
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +49,16 @@ class Meter:
     def hessian_vector_product(self) -> None:
         """One Hessian-vector product."""
         self.hvps += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that another meter counts: an evaluation between two epochs."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            self._wall += time.perf_counter() - wall
+            self._cpu += time.process_time() - cpu
 
     def total(self) -> Cost:
         """Cost so far over all ranks; every rank must call it."""
