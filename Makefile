@@ -23,7 +23,8 @@ quickstart: $(VENV)/installed
 	@echo "== quickstart: mpq run configs/experiments/quickstart.yaml"
 	@began=$$(date +%s); \
 	$(BIN)/mpq run configs/experiments/quickstart.yaml; code=$$?; \
-	echo "== quickstart: the run took $$(($$(date +%s) - began)) s; the command mpq is in $(BIN)"; \
+	echo "== quickstart: the run took $$(($$(date +%s) - began)) s"; \
+	echo "== for mpq and mlflow in this shell: . $(BIN)/activate (or: make mlflow-ui)"; \
 	exit $$code
 
 test: check
