@@ -24,6 +24,8 @@ PYTHON = sorted(
     [*SOURCES, *(p for d in ("tests", "benchmarks", "docs") for p in (ROOT / d).rglob("*.py"))]
 )
 
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "configs/README.md"])
+
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
@@ -112,11 +114,10 @@ def test_a_stale_part_is_noticed(
     assert "configs/README.md is out of date" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("document", sorted(p.name for p in ROOT.glob("*.md")))
-def test_links_lead_to_files(document: str) -> None:
-    text = (ROOT / document).read_text()
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_links_lead_to_files(document: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
+    assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
 def test_the_command_line_is_documented() -> None:
