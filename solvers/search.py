@@ -15,19 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from solvers.certificate import SolveStatus
-from solvers.errors import BackendCrashedError, SolverFailedError
-from solvers.peaks import moments_of
+from solvers.errors import SolverFailedError
+from solvers.hunt import Hunt, Settled
 from solvers.problem import Problem
 from solvers.reach import out_of_reach
-from solvers.reduce import Core, reduce_to_core, reduced_costs, that_can_fit, undominated
+from solvers.reduce import Core, reduce_to_core, reduced_costs, undominated
 
 if TYPE_CHECKING:
-    from solvers.ilp import Answer, Backend, Program
+    from solvers.ilp import Backend
 
 Ints = npt.NDArray[np.int64]
-# A backend works with doubles; an answer that exceeds a limit by an integer is excluded and the
-# rest solved again. More than a few such answers would mean that something else is wrong.
-_MAX_EXCLUSIONS = 10
 # Options kept a unit by the first guess with several limits.
 _FIRST_GUESS = 2.5
 
@@ -91,20 +88,20 @@ def search(
             solver="arithmetic", solver_version="exact",
         )  # fmt: skip
     backend = choose_backend(solver, problem)
-    hunt = _Hunt(problem, backend, time.monotonic() + time_limit_s, list(excluded))
+    hunt = Hunt(problem, backend, time.monotonic() + time_limit_s, list(excluded))
     prices: tuple[float | None, ...] = ()
     if excluded:
         settled = hunt.among([np.arange(len(c)) for c in problem.cost])
     elif problem.peaks:
         settled = hunt.among(_undominated(problem))
         if with_prices:
-            prices = _by_ceiling(problem, hunt.relaxed_prices())
+            prices = _by_ceiling(problem, hunt.relaxed_prices(_undominated(problem)))
     elif len(problem.additive) == 1:
         core = _core_of(problem)
         settled = _with_core(problem, core, hunt.among(_in_core(problem, core)))
         prices = (core.price,)
     else:
-        prices = hunt.relaxed_prices() or ()
+        prices = hunt.relaxed_prices(_undominated(problem)) or ()
         settled = _guess_and_prove(problem, hunt, [p or 0.0 for p in prices])
     picks = settled.picks
     if picks is not None and not hunt.refused and not problem.peaks:
@@ -119,72 +116,7 @@ def search(
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Settled:
-    status: SolveStatus
-    picks: tuple[int, ...] | None
-    bound: float | None
-
-
-@dataclass(slots=True)
-class _Hunt:
-    """One backend at work on one problem, with a clock and the answers it was refused."""
-
-    problem: Problem
-    backend: Backend
-    deadline: float
-    refused: list[tuple[int, ...]]
-
-    def left_s(self) -> float:
-        return max(self.deadline - time.monotonic(), 1e-3)
-
-    def relaxed_prices(self) -> tuple[float, ...] | None:
-        from solvers.ilp import relaxed_prices
-
-        program, _ = _program(self.problem, _undominated(self.problem), (), fold=False)
-        return relaxed_prices(program, self.left_s())
-
-    def among(self, kept: Sequence[Ints]) -> _Settled:
-        """The best picks among the kept options that fit by integer count."""
-        from solvers.ilp import solve_program
-
-        fitting = that_can_fit(self.problem.use, kept, self.problem.room)
-        if fitting is None:
-            return _Settled(status=SolveStatus.INFEASIBLE, picks=None, bound=None)
-        if not self.refused:
-            kept = fitting
-        for _ in range(_MAX_EXCLUSIONS):
-            if all(len(k) == 1 for k in kept) and not self.refused:
-                picks = tuple(int(k[0]) for k in kept)
-                if self.problem.fits(self.problem.bits_by_name(picks)):
-                    return _Settled(
-                        status=SolveStatus.PROVEN_OPTIMAL,
-                        picks=picks,
-                        bound=self.problem.objective(picks),
-                    )
-                return _Settled(status=SolveStatus.INFEASIBLE, picks=None, bound=None)
-            fold = not self.problem.peaks and not self.refused
-            program, undecided = _program(self.problem, kept, self.refused, fold=fold)
-            try:
-                answer = solve_program(program, self.backend, self.left_s())
-            except BackendCrashedError:
-                # CBC without its preprocessing (which is worse: it loses optima, see ilp.py) was
-                # seen to die on programs that presolve proves infeasible. HiGHS answers instead,
-                # and stands in the certificate as the solver.
-                if self.backend == "highs":
-                    raise
-                self.backend = "highs"
-                answer = solve_program(program, self.backend, self.left_s())
-            settled = _widened(self.problem, kept, undecided, answer)
-            if settled.picks is None or self.problem.fits(self.problem.bits_by_name(settled.picks)):
-                return settled
-            self.refused.append(settled.picks)
-        raise SolverFailedError(
-            f"{self.backend}: {_MAX_EXCLUSIONS} answers in a row exceed a limit by integer count"
-        )
-
-
-def _guess_and_prove(problem: Problem, hunt: _Hunt, prices: Sequence[float]) -> _Settled:
+def _guess_and_prove(problem: Problem, hunt: Hunt, prices: Sequence[float]) -> Settled:
     """Several limits: solve over options of small reduced cost, then prove it was enough.
 
     With a Lagrangian bound L, every solution that uses an option of reduced cost r has an
@@ -202,18 +134,20 @@ def _guess_and_prove(problem: Problem, hunt: _Hunt, prices: Sequence[float]) -> 
         margin = 1e-9 * max(1.0, abs(bound) + guess)
         core = [k[r[k] <= guess + margin] for r, k in zip(reduced, kept, strict=True)]
         is_all = all(len(c) == len(k) for c, k in zip(core, kept, strict=True))
-        found = hunt.among(core)
+        found = hunt.first_claim(core)
         if found.status is SolveStatus.INFEASIBLE and not is_all:
             guess = max(4 * guess, margin)
             continue
         if found.picks is None:
-            return replace(found, bound=bound)
+            return hunt.among(core, claimed=found) if is_all else replace(found, bound=bound)
         above = problem.objective(found.picks) - bound
         if found.status is not SolveStatus.PROVEN_OPTIMAL:
             # What the backend bounded is the core; the Lagrangian bound holds for everything.
             return replace(found, bound=bound if not is_all else max(bound, found.bound or bound))
         if is_all or above <= guess:
-            return found
+            # Whatever beats this stands among options of r <= above: there it is confirmed.
+            last = [k[r[k] <= above + margin] for r, k in zip(reduced, kept, strict=True)]
+            return hunt.among(last, claimed=found)
         guess = above
 
 
@@ -244,66 +178,12 @@ def _in_core(problem: Problem, core: Core) -> list[Ints]:
     return kept
 
 
-def _program(
-    problem: Problem,
-    kept: Sequence[Ints],
-    excluded: Sequence[tuple[int, ...]],
-    *,
-    fold: bool,
-) -> tuple[Program, list[int]]:
-    """The program over the kept options; ``fold`` makes constants of decided units."""
-    from solvers.ilp import Program
-
-    undecided = [u for u, k in enumerate(kept) if len(k) > 1 or not fold]
-    room = problem.room.copy()
-    for u, k in enumerate(kept):
-        if u not in set(undecided):
-            room -= problem.use[u][:, k[0]]
-    units = tuple(
-        replace(problem.units[u], options=tuple(problem.units[u].options[int(o)] for o in kept[u]))
-        for u in undecided
-    )
-    positions = [{int(o): i for i, o in enumerate(kept[u])} for u in undecided]
-    moments = moments_of(problem.costs, problem.units, problem.accounting) if problem.peaks else ()
-    program = Program(
-        units=units,
-        cost=[problem.cost[u][kept[u]] for u in undecided],
-        use=[problem.use[u][:, kept[u]] for u in undecided],
-        room=room,
-        peaks=tuple((moments, c.bound) for c in problem.peaks),
-        excluded=tuple(
-            tuple(positions[i][picks[u]] for i, u in enumerate(undecided))
-            for picks in excluded
-            if all(picks[u] in positions[i] for i, u in enumerate(undecided))
-        ),
-    )
-    return program, undecided
-
-
-def _widened(
-    problem: Problem, kept: Sequence[Ints], undecided: Sequence[int], answer: Answer
-) -> _Settled:
-    """The backend's answer in terms of the whole problem's units and options."""
-    fixed = set(range(len(kept))) - set(undecided)
-    constant = sum(float(problem.cost[u][kept[u][0]]) for u in fixed)
-    picks = None
-    bound = None if answer.bound is None else answer.bound + constant
-    if answer.picks is not None:
-        full = [int(k[0]) for k in kept]
-        for u, pick in zip(undecided, answer.picks, strict=True):
-            full[u] = int(kept[u][pick])
-        picks = tuple(full)
-        if answer.status is SolveStatus.PROVEN_OPTIMAL:
-            bound = problem.objective(picks)
-    return _Settled(status=answer.status, picks=picks, bound=bound)
-
-
-def _with_core(problem: Problem, core: Core, found: _Settled) -> _Settled:
+def _with_core(problem: Problem, core: Core, found: Settled) -> Settled:
     """The better of the backend's answer and the solution known before, with the better bound."""
     known = tuple(int(p) for p in core.picks)
     if found.status is SolveStatus.INFEASIBLE:
         # Only options that a better solution could use were offered, so there is none.
-        return _Settled(status=SolveStatus.PROVEN_OPTIMAL, picks=known, bound=core.objective)
+        return Settled(status=SolveStatus.PROVEN_OPTIMAL, picks=known, bound=core.objective)
     picks, status = found.picks, found.status
     if picks is None or problem.objective(known) < problem.objective(picks):
         picks = known
@@ -312,7 +192,7 @@ def _with_core(problem: Problem, core: Core, found: _Settled) -> _Settled:
     bound = core.bound if found.bound is None else max(core.bound, found.bound)
     if status is SolveStatus.PROVEN_OPTIMAL:
         bound = problem.objective(picks)
-    return _Settled(status=status, picks=picks, bound=bound)
+    return Settled(status=status, picks=picks, bound=bound)
 
 
 def _in_canonical_order(problem: Problem, picks: tuple[int, ...]) -> tuple[int, ...]:
