@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from solvers.errors import LimitError
+from solvers.importance import read_indicators
 from solvers.parquet import read_table
-from solvers.storage import load_importance, load_policy, save_costs
+from solvers.storage import load_costs, load_importance, load_policy, save_costs
 from solvers.tables import BitChoices
 from trainers.checkpoint import load_tensors, save_tensors, state_hash
 from trainers.costs import trace_costs
@@ -24,6 +25,7 @@ from trainers.metamix.config import BitSelectionConfig, MetaConfig, MetaMixConfi
 from trainers.metamix.history import SCHEMA
 from trainers.models import build_model
 from trainers.phases import DataSpec, ModelSpec, PhaseContext, PhaseSpec
+from trainers.recipes import TrainConfig
 from trainers.registry import find_phase
 
 MODEL = ModelSpec(name="cifar_resnet8", options={"in_channels": 1, "base_width": 4})
@@ -249,6 +251,38 @@ def test_unfixed_search_moves_the_weights_further(start, meta, selection, tmp_pa
     loose = load_tensors(tmp_path / "weights.pt")
     fixed = load_tensors(selection[1] / "weights.pt")
     assert not torch.equal(loose["conv1.weight"], fixed["conv1.weight"])
+
+
+def test_weight_training_takes_over_the_meta_state(start, selection, tmp_path):
+    _, folder = selection
+    spec = meta_spec(start)
+    recipe = TrainConfig(
+        steps=1, batch_size=64, lr=1e-9, min_lr=0.0, warmup_epochs=0.0, bn_reestimate_images=0
+    )
+    own = {
+        "policy:p": folder / "policy.json",
+        "weights:p": folder / "weights.pt",
+        "act_steps:p": folder / "act-steps.parquet",
+    }
+    inputs = dict(spec.inputs) | {role: str(path) for role, path in own.items()}
+    run(replace(spec, phase="weight_training", config=recipe, inputs=inputs), tmp_path)
+    trained = load_tensors(tmp_path / "p" / "weights.pt")
+    meta_weights = load_tensors(folder / "weights.pt")
+    torch.testing.assert_close(trained["conv1.weight"], meta_weights["conv1.weight"])
+    steps = load_importance(folder / "act-steps.parquet").values()
+    for name, bits in load_policy(folder / "policy.json").layers:
+        inherited = trained[f"{name}.act_quantizer.steps"].item()
+        assert inherited == pytest.approx(steps[name, "act", bits.act_bits], rel=1e-5)
+
+
+def test_the_solver_takes_the_meta_state_as_indicators(start, meta):
+    """The natural join of the two methods: activations only, weights at one width."""
+    _, folder = meta
+    costs = load_costs(start / "costs.parquet")
+    indicators = read_indicators(load_importance(folder / "importance.parquet"), costs, CHOICES)
+    acts = [key for key in indicators.values if key[1] == "act"]
+    assert len(acts) == 6 * 3
+    assert all(indicators.values[n, t, 2] >= indicators.values[n, t, 8] for n, t, _ in acts)
 
 
 @pytest.mark.parametrize("target", ["mean_act_bits=1.9", "mean_act_bits=8.5"])
