@@ -6,7 +6,8 @@ Trains a full-precision network on scikit-learn's digits, then runs, through the
 experiment:
 
 * ``metamix.drift``: BatchNorm statistics under random bit changes (Figure 2);
-* ``metamix.distributions``, one network a cell (Figure 1) and one meta-state a row (Figure 6);
+* ``metamix.distributions``, one network a cell (Figure 1), one meta-state a row (Figure 6), and
+  the untrained network beside them;
 * ``metamix.bit_selection`` on a fixed meta-state and on a moving one (Figure 7), at one target.
 
 Each leaves its tables in a folder of its own, ``figures/`` holds the drawings, and the summary is
@@ -90,7 +91,7 @@ def show_drift(spec: PhaseSpec, root: Path, epochs: int) -> None:
 def show_distributions(spec: PhaseSpec, root: Path, epochs: int) -> None:
     """Figures 1 and 6."""
     columns = ["weight_bits", "act_bits", "layer", "left", "right", "count", "variance"]
-    for training in ("single", "meta"):
+    for training in ("single", "none", "meta"):
         config = DistributionConfig(training=training, epochs=epochs, batch_size=64, lr=0.01)
         folder = root / f"distributions-{training}"
         result = _run(replace(spec, phase="metamix.distributions", config=config), folder)

@@ -90,7 +90,7 @@ def test_a_pinned_layer_cannot_drift(inputs, tmp_path):
         run("metamix.drift", replace(DRIFT, layer="conv1"), inputs, tmp_path)
 
 
-@pytest.mark.parametrize("training", ["single", "meta"])
+@pytest.mark.parametrize("training", ["single", "meta", "none"])
 def test_distributions_count_every_value_of_every_cell(inputs, tmp_path, training):
     config = replace(CELLS, training=training, layers=("layer1.0.conv2", "layer3.0.conv1"))
     result = run("metamix.distributions", config, inputs, tmp_path)
@@ -108,5 +108,5 @@ def test_distributions_count_every_value_of_every_cell(inputs, tmp_path, trainin
         assert total == 32 * {"layer1.0.conv2": 4 * 64, "layer3.0.conv1": 8 * 16}[name]
     assert set(result.metrics) == {"w32_spread", "w4_spread"}
     assert all(v >= 1 for v in result.metrics.values())
-    passes = {"single": 2 * 3 * 2, "meta": 2 * 3 * 2}[training]
+    passes = {"single": 2 * 3 * 2, "meta": 2 * 3 * 2, "none": 0}[training]
     assert result.cost.backward_passes == passes

@@ -2,7 +2,9 @@
 
 For every weight width (rows) and activation width (columns) the inputs of a few layers, before
 their quantizer, as histograms over the same bins. ``single`` trains one network per cell;
-``meta`` trains one meta-state per row, whose columns should then look alike.
+``meta`` trains one meta-state per row, whose columns should then look alike; ``none`` trains
+nothing. BatchNorm uses its running statistics throughout, which a cell of ``single`` has to itself
+and all columns of the others share.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from solvers.parquet import write_table
 from solvers.tables import BitChoices
+from trainers.data import Batch
 from trainers.errors import ModelError
 from trainers.loop import Training
 from trainers.metamix.config import MetaMixConfig
@@ -115,6 +118,10 @@ def _train(
 ) -> None:
     """Train at every one of ``passes`` with the mean of their losses (equation 1)."""
     config: DistributionConfig = spec.config
+    if config.training == "none":
+        images, _ = _images(training, config)
+        training.network.initialize([images.to(context.device)])
+        return
     training.step.passes = tuple(passes)
     move = training.move(MetaMixConfig(meta=config), 0)
     Training(
@@ -171,7 +178,7 @@ def _inputs(
     training: MetaTraining, config: DistributionConfig, layers: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """What the layers read in evaluation mode, flat, on the CPU."""
-    network, data = training.network, training.data
+    network = training.network
     found: dict[str, Tensor] = {}
 
     def note(name: str) -> Any:
@@ -180,7 +187,7 @@ def _inputs(
 
         return hook
 
-    images, _ = data.train.batch(torch.arange(min(config.images, len(data.train))), None)
+    images, _ = _images(training, config)
     device = next(network.model.parameters()).device
     handles = [network.layers[n].register_forward_pre_hook(note(n)) for n in layers]
     try:
@@ -190,3 +197,9 @@ def _inputs(
         for handle in handles:
             handle.remove()
     return {name: found[name] for name in layers}
+
+
+def _images(training: MetaTraining, config: DistributionConfig) -> Batch:
+    """The training images that are counted, unchanged."""
+    images = training.data.train
+    return images.batch(torch.arange(min(config.images, len(images))), None)

@@ -48,7 +48,8 @@ class DistributionConfig(MetaConfig):
 
     Attributes:
         training: ``single`` trains one network for every pair of bits (Figure 1), ``meta`` one
-            meta-state for every weight width (Figure 6).
+            meta-state for every weight width (Figure 6), ``none`` only starts the step sizes of
+            the full-precision network: what bit-meta training has to improve on (ours).
         weight_bits: rows of the figure; 0 = full precision. Paper: 0, 8, 4.
         layers: whose inputs are counted; empty = a searched layer near the start and one near
             the end. Paper: the 5th and the 32nd.
@@ -59,7 +60,7 @@ class DistributionConfig(MetaConfig):
 
     __pydantic_config__ = CLOSED
 
-    training: Literal["single", "meta"] = "meta"
+    training: Literal["single", "meta", "none"] = "meta"
     weight_bits: Annotated[tuple[WeightBits, ...], MinLen(1)] = (0, 8, 4)
     layers: tuple[str, ...] = ()
     images: Count = 512
