@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainers.errors import CheckpointError
+
 
 def world_size() -> int:
     """Number of ranks, 1 without a process group."""
@@ -29,15 +31,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of ``value`` over ranks, same shape; every rank must call it in the same order."""
-    if world_size() == 1:
-        return value
-    reduced = value.detach().clone()
-    dist.all_reduce(reduced)
-    return reduced / world_size()
-
-
 def sum_over_ranks(values: Sequence[float], device: str = "cpu") -> list[float]:
     """Each of ``values`` summed over ranks, in float64."""
     if world_size() == 1:
@@ -47,8 +40,29 @@ def sum_over_ranks(values: Sequence[float], device: str = "cpu") -> list[float]:
     return [float(v) for v in buffer]
 
 
+def check_same(what: str, value: int, device: str = "cpu") -> None:
+    """Refuse to go on when ranks hold different numbers, on every rank alike.
+
+    Raises:
+        CheckpointError: they differ; shared storage shows the ranks different files.
+    """
+    ranks = world_size()
+    if ranks == 1:
+        return
+    slots = [0.0] * ranks
+    slots[dist.get_rank()] = float(value)
+    values = sum_over_ranks(slots, device)
+    if len(set(values)) > 1:
+        raise CheckpointError(
+            f"{what} differs between ranks: {[int(v) for v in values]}. The step's folder must be "
+            "on storage that shows every node the same files; start the run again"
+        )
+
+
 def reduce_gradients(parameters: Iterable[nn.Parameter], loss: Tensor, stop: bool) -> list[float]:
     """Average gradients over ranks in place, and agree on loss and stop in the same collective.
+
+    Sums are taken in float32, or in float64 where a gradient is.
 
     Args:
         parameters: those of one optimizer; a gradient that is None here is None on every rank,
@@ -63,9 +77,12 @@ def reduce_gradients(parameters: Iterable[nn.Parameter], loss: Tensor, stop: boo
     ranks = world_size()
     if ranks == 1:
         return [float(loss.detach()), float(stop)]
+    dtype = torch.float32
+    for gradient in gradients:
+        dtype = torch.promote_types(dtype, gradient.dtype)
     # The two words ride along in float32: exact for a count, enough for a logged loss.
-    words = torch.stack([loss.detach().float() / ranks, loss.new_tensor(float(stop))])
-    flat = torch.cat([words, *(g.reshape(-1).float() / ranks for g in gradients)])
+    words = torch.stack([loss.detach().to(dtype) / ranks, loss.new_tensor(stop, dtype=dtype)])
+    flat = torch.cat([words, *(g.reshape(-1).to(dtype) / ranks for g in gradients)])
     dist.all_reduce(flat)
     start = 2
     for gradient in gradients:
@@ -81,11 +98,19 @@ def share_from_rank_zero(module: nn.Module) -> None:
             dist.broadcast(tensor.data, src=0)
 
 
+@torch.no_grad()
 def average_norm_statistics(module: nn.Module) -> None:
     """Average BatchNorm running statistics over ranks, as the published code does every epoch."""
-    if world_size() == 1:
+    ranks = world_size()
+    statistics = [
+        buffer
+        for name, buffer in module.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    ]
+    if ranks == 1 or not statistics:
         return
-    for name, buffer in module.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            dist.all_reduce(buffer.data)
-            buffer.data /= dist.get_world_size()
+    flat = torch.cat([s.reshape(-1) / ranks for s in statistics])
+    dist.all_reduce(flat)
+    parts = torch.split(flat, [s.numel() for s in statistics])
+    for statistic, part in zip(statistics, parts, strict=True):
+        statistic.copy_(part.view_as(statistic))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainers.checkpoint import Checkpoints, buffers_of
 from trainers.data.batches import Batch, BatchPlan
-from trainers.distributed import average_norm_statistics, reduce_gradients
+from trainers.distributed import average_norm_statistics, check_same, reduce_gradients
 from trainers.errors import DivergedError, InterruptedPhaseError
 from trainers.meters import Meter
 from trainers.optim import set_learning_rate
@@ -65,7 +65,8 @@ class Training:
         model: the network; its state and the optimizers' make the checkpoint.
         plan: the batches.
         total_updates: batches to train on; it may end inside an epoch.
-        moves: update number -> the moves on that batch.
+        moves: update number -> the moves on that batch. Names tell moves apart, and the last
+            update has every optimizer there is, for checkpoints hold what it has.
         context: rank, folder, reports.
         stream: name of the phase's random stream.
         seed: of the run.
@@ -87,6 +88,8 @@ class Training:
     extra: Mapping[str, Any] = field(default_factory=dict)
     checkpoint_every: int = 1
     after_epoch: Callable[[int], Mapping[str, float]] | None = None
+    _losses: dict[str, float] = field(default_factory=dict, init=False)
+    _metrics: dict[str, float] = field(default_factory=dict, init=False)
 
     def run(self) -> dict[str, float]:
         """Train to the end, from the newest checkpoint if there is one.
@@ -100,39 +103,53 @@ class Training:
         """
         checkpoints = Checkpoints(self.folder, self.context.rank)
         update = self._restore(checkpoints)
+        check_same("the update to go on from", update, self.context.device)
         per_epoch = self.plan.num_batches
-        metrics: dict[str, float] = {}
         self.model.train()
         while update < self.total_updates:
             epoch, first = divmod(update, per_epoch)
-            losses: dict[str, float] = {}
+            if first == 0:
+                self._losses.clear()
+            stop = False
             for batch in self.plan.epoch(epoch, first):
-                stop = self._update(batch, update, losses)
+                stop = self._update(batch, update)
                 update += 1
-                if stop:
-                    self._save(checkpoints, update)
-                    raise InterruptedPhaseError(
-                        f"stopped after update {update} of {self.total_updates}; "
-                        "the same command goes on from there"
-                    )
-                if update == self.total_updates:
+                if stop or update == self.total_updates:
                     break
-            if update % per_epoch == 0:
-                average_norm_statistics(self.model)
-            done = update - (epoch * per_epoch + first)
-            metrics = {name: value / done for name, value in losses.items()}
-            if self.after_epoch is not None:
-                metrics.update(self.after_epoch(epoch))
-                self.model.train()
+            # What an epoch's end does is done before a stop, or a resume would leave it out; and
+            # it is done where training ends inside an epoch, for all ranks go on alike from there.
+            ended = update % per_epoch == 0 or update == self.total_updates
+            if ended:
+                self._end_epoch(epoch, update)
             last = update == self.total_updates
-            if last or (epoch + 1) % self.checkpoint_every == 0:
+            if stop or last or (epoch + 1) % self.checkpoint_every == 0:
                 self._save(checkpoints, update)
-            self.context.report(
-                {"epoch": epoch + 1, "update": update, "updates": self.total_updates, **metrics}
-            )
-        return metrics
+            if ended:
+                self.context.report(
+                    {
+                        "epoch": epoch + 1,
+                        "update": update,
+                        "updates": self.total_updates,
+                        **self._metrics,
+                    }
+                )
+            if stop:
+                raise InterruptedPhaseError(
+                    f"stopped after update {update} of {self.total_updates}; "
+                    "the same command goes on from there"
+                )
+        return dict(self._metrics)
 
-    def _update(self, batch: Batch, update: int, losses: dict[str, float]) -> bool:
+    def _end_epoch(self, epoch: int, update: int) -> None:
+        """Average statistics over ranks, and take the epoch's metrics."""
+        average_norm_statistics(self.model)
+        done = update - epoch * self.plan.num_batches
+        self._metrics = {name: value / done for name, value in self._losses.items()}
+        if self.after_epoch is not None:
+            self._metrics.update(self.after_epoch(epoch))
+            self.model.train()
+
+    def _update(self, batch: Batch, update: int) -> bool:
         """All moves on one batch; true when a rank asked to stop."""
         # Networks with dropout draw from torch's own stream: the same at a resume.
         torch.manual_seed(derive(self.seed, self.stream, "step", update, self.context.rank))
@@ -143,34 +160,37 @@ class Training:
                 batch[1].to(device, non_blocking=True),
             )
         wants_to_stop = False
+        saved = self._optimizers()
         for move in self.moves(update):
+            if saved.get(move.name) is not move.optimizer:
+                raise ValueError(f"move {move.name!r} is not among those of the last update")
             move.optimizer.zero_grad(set_to_none=True)
             loss = move.accumulate(batch, update)
             parameters = move.parameters()
             mean_loss, num_stopping = reduce_gradients(parameters, loss, self.context.should_stop())
-            self._refuse_divergence(move, mean_loss, parameters, update)
+            largest = _largest_entries([p.grad for p in parameters])
+            self._refuse_divergence(move, mean_loss, max(largest, key=_size), update)
             if move.clip_grad_value is not None:
                 nn.utils.clip_grad_value_(parameters, move.clip_grad_value)
             if move.drop_zero_grads:
-                _drop_zero_grads(parameters)
+                for parameter, entry in zip(parameters, largest, strict=True):
+                    if entry == 0.0:
+                        parameter.grad = None
             if move.learning_rate is not None:
                 set_learning_rate(move.optimizer, move.learning_rate(update))
             move.optimizer.step()
             if move.after is not None:
                 move.after(update)
-            losses[f"{move.name}_loss"] = losses.get(f"{move.name}_loss", 0.0) + mean_loss
+            name = f"{move.name}_loss"
+            self._losses[name] = self._losses.get(name, 0.0) + mean_loss
             wants_to_stop = wants_to_stop or num_stopping > 0
         return wants_to_stop
 
-    def _refuse_divergence(
-        self, move: Move, loss: float, parameters: Sequence[nn.Parameter], update: int
-    ) -> None:
+    def _refuse_divergence(self, move: Move, loss: float, largest: float, update: int) -> None:
         """Stop before the step: after it, a NaN would be in the weights too.
 
         The decision is taken on values already averaged over ranks, so all ranks take it alike.
         """
-        norms = [p.grad.abs().max() for p in parameters if p.grad is not None and p.grad.numel()]
-        largest = float(torch.stack(norms).max()) if norms else 0.0
         if not math.isfinite(loss) or not math.isfinite(largest):
             raise DivergedError(
                 f"{move.name}: loss {loss} and largest gradient {largest} at update {update}; "
@@ -178,14 +198,27 @@ class Training:
                 "or clip gradients"
             )
 
+    def _refuse_broken_weights(self, update: int) -> None:
+        """A step can overflow with a finite gradient; such weights must not become a checkpoint."""
+        moved = [
+            p for o in self._optimizers().values() for g in o.param_groups for p in g["params"]
+        ]
+        if not math.isfinite(max(_largest_entries(moved), key=_size)):
+            raise DivergedError(
+                f"{self.stream}: a parameter is not finite after update {update}; the last "
+                f"checkpoint in {self.folder} is from before. Lower the learning rate"
+            )
+
     def _save(self, checkpoints: Checkpoints, update: int) -> None:
-        optimizers = {m.name: m.optimizer for m in self._all_moves()}
+        self._refuse_broken_weights(update)
         cost = self.meter.total()
         shared = {
             "model": self.model.state_dict(),
-            "optimizers": {name: o.state_dict() for name, o in optimizers.items()},
+            "optimizers": {name: o.state_dict() for name, o in self._optimizers().items()},
             "extra": {name: value.state_dict() for name, value in self.extra.items()},
             "cost": {f: getattr(cost, f) for f in Cost.__dataclass_fields__},
+            "losses": self._losses,
+            "metrics": self._metrics,
         }
         checkpoints.save(update, shared, {"buffers": buffers_of(self.model)})
 
@@ -197,19 +230,31 @@ class Training:
         self.model.load_state_dict(shared["model"])
         for name, buffer in self.model.named_buffers():
             buffer.data.copy_(own["buffers"][name])
-        for move in self._all_moves():
-            move.optimizer.load_state_dict(shared["optimizers"][move.name])
+        for name, optimizer in self._optimizers().items():
+            optimizer.load_state_dict(shared["optimizers"][name])
         for name, value in self.extra.items():
             value.load_state_dict(shared["extra"][name])
         self.meter.before = Cost(**shared["cost"])
+        self._losses, self._metrics = shared["losses"], shared["metrics"]
         return update
 
-    def _all_moves(self) -> Sequence[Move]:
-        """Every move there is: the last update has all of them."""
-        return self.moves(self.total_updates - 1)
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Every optimizer there is, by its move's name."""
+        return {move.name: move.optimizer for move in self.moves(self.total_updates - 1)}
 
 
-def _drop_zero_grads(parameters: Sequence[nn.Parameter]) -> None:
-    for p in parameters:
-        if p.grad is not None and not p.grad.any():
-            p.grad = None
+def _largest_entries(tensors: Sequence[Tensor | None]) -> list[float]:
+    """The largest absolute entry of each tensor, NaN where one is NaN, -1 where there is none.
+
+    One transfer for all of them: a look at each would stall a GPU as often.
+    """
+    found = [t.detach() for t in tensors if t is not None and t.numel()]
+    if not found:
+        return [-1.0] * len(tensors)
+    norms = iter(torch.stack([torch.linalg.vector_norm(t, math.inf) for t in found]).tolist())
+    return [next(norms) if t is not None and t.numel() else -1.0 for t in tensors]
+
+
+def _size(value: float) -> float:
+    """Sorts NaN above everything, where ``max`` would lose it."""
+    return math.inf if math.isnan(value) else value
