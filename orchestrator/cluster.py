@@ -50,6 +50,8 @@ def set_environment() -> None:
     # The controller drains reports and sees a finished group once per interval (2 s by default).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    # First SIGINT asks the workers to checkpoint; Tune would abort the trials instead.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     # Tune and the driver write progress of their own; the run prints one line per event.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 

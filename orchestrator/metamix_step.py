@@ -11,7 +11,8 @@ from pathlib import Path
 
 from orchestrator.cluster import OnDemandCluster
 from orchestrator.config_schema import ExperimentConfig
-from orchestrator.outcomes import candidate_record
+from orchestrator.outcomes import candidate_record, search_metrics
+from orchestrator.parallel_phases import phase_steps
 from orchestrator.phase_step import output_path, phase_step
 from orchestrator.plan import Plan
 from orchestrator.policies import Candidate
@@ -40,13 +41,16 @@ def metamix_steps(
     spec = phase_spec(config, "metamix.meta", config.metamix, inputs, plan.choices)
     meta = phase_step(session, plan.step("meta"), spec, cluster, phase="meta", method="metamix")
     shared = {**inputs, "meta": str(output_path(session, meta, "meta"))}
-    rows = []
+    work = []
     for step, limits in plan.selections:
         recipe = BitSelectionConfig(
             metamix=config.metamix, target=limits.limits[0].text, accounting=config.accounting
         )
         spec = phase_spec(config, "metamix.bit_selection", recipe, shared, plan.choices)
-        record = phase_step(session, step, spec, cluster, phase="bit_selection", method="metamix")
+        work.append((step, spec))
+    records = phase_steps(session, work, cluster, phase="bit_selection", method="metamix")
+    rows = []
+    for (step, limits), record in zip(plan.selections, records, strict=True):
         row = Candidate(
             method="metamix",
             alpha=None,
@@ -54,17 +58,20 @@ def metamix_steps(
             policy=load_policy(output_path(session, record, "policy")),
             start=_start(config, {role: output_path(session, record, role) for role in
                                   ("weights", "act_steps")}),
+            search={
+                name: value + search_metrics(record).get(name, 0.0)
+                for name, value in search_metrics(meta).items()
+            },
             facts={
                 "selection": step.name,
                 **{k: record.facts[k] for k in ("in_band", "changed_layers", "argmax_policy_id")},
             },
             reason="" if record.facts["in_band"] else "nearest reachable to the target",
         )  # fmt: skip
-        session.keep(
-            candidate_record(
-                config.name, step, row, seed=config.seed, policy_file=record.outputs["policy"]
-            )
+        kept = candidate_record(
+            config.name, step, row, seed=config.seed, policy_file=record.outputs["policy"]
         )
+        session.keep(session.stamped(kept))
         rows.append(row)
     return meta, tuple(rows)
 

@@ -124,7 +124,9 @@ def candidate_record(
         "training": candidate.entry,
         **candidate.facts,
     }
-    metrics = {} if policy is None else policy_metrics(policy)
+    metrics = {**candidate.search}
+    if policy is not None:
+        metrics |= policy_metrics(policy)
     state = State.DONE if policy is not None else State.INFEASIBLE
     if solved is not None:
         state = _STATES[solved.status]
@@ -156,33 +158,49 @@ def candidate_record(
 def training_record(
     run: str,
     step: Step,
-    entry: str,
-    policy: Policy,
+    row: Candidate,
     result: PhaseResult,
     *,
     seed: int,
     asked_by: Sequence[str],
     outputs: Mapping[str, str],
 ) -> RunRecord:
-    """One trained policy, diverged ones included; ``entry`` tells bits and start apart."""
+    """One trained policy, diverged ones included, with the search behind its first row.
+
+    ``row.entry`` tells apart the same bits from different starts.
+    """
     diverged = result.facts.get("diverged")
+    assert row.policy is not None  # rows without one are never trained
+    assert row.entry is not None
     return RunRecord(
         run=run,
-        step=f"{step.name}/{entry}",
-        key=child_key(step, entry),
+        step=f"{step.name}/{row.entry}",
+        key=child_key(step, row.entry),
         phase="train",
-        method=asked_by[0] if asked_by else policy.source,
+        method=row.method,
         state=State.DIVERGED if diverged else State.DONE,
-        policy_id=policy.policy_id,
+        policy_id=row.policy.policy_id,
+        alpha=row.alpha,
+        limits=dict(row.limit_set.texts),
         seed=seed,
-        metrics={**policy_metrics(policy), **_eval_metrics(result), **_train_cost(result.cost)},
+        metrics={
+            **row.search,
+            **policy_metrics(row.policy),
+            **_eval_metrics(result),
+            **_train_cost(result.cost),
+        },
         costs=_meters(result),
         device=result.device,
         outputs=outputs,
-        facts={**result.facts, "asked_by": list(asked_by), "training": entry},
+        facts={**result.facts, "asked_by": list(asked_by), "training": row.entry},
         message=str(diverged or ""),
         wall_s=result.cost.wall_s + result.eval_cost.wall_s,
     )
+
+
+def search_metrics(record: RunRecord) -> dict[str, float]:
+    """What a search phase cost, by the common keys, to stand on what it led to."""
+    return {name: value for name, value in record.metrics.items() if name.startswith("search/")}
 
 
 def failed_record(

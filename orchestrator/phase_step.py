@@ -7,24 +7,21 @@ What a step leaves is written in a fixed order: outputs, the phase's ``result.js
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from orchestrator import events
 from orchestrator.atomic import write_atomically
-from orchestrator.cluster import OnDemandCluster, Resources
+from orchestrator.cluster import OnDemandCluster
 from orchestrator.errors import UserError
 from orchestrator.launch import Launch, launch
 from orchestrator.outcomes import failed_record, phase_record
 from orchestrator.plan import Step
-from orchestrator.progress import ProgressLines
 from orchestrator.records import RunRecord, State
 from orchestrator.session import Session
+from orchestrator.watch import watched
 from trainers.errors import CheckpointError, DivergedError, InterruptedPhaseError
-from trainers.messages import PROGRESS_FILE
 from trainers.phases import PhaseResult, PhaseSpec
 from trainers.results import load_result
 
@@ -92,7 +89,14 @@ def run_phase(
     began = time.perf_counter()
     session.say(f"{step.name}: {step.about}, on {ask.num_workers} workers")
     try:
-        outcome = _launch(session, step, spec, ask, folder, tick)
+        (outcome,) = watched(
+            session,
+            [step],
+            lambda: [
+                launch(spec, step_dir=folder, run_dir=session.store.root, key=step.key, ask=ask)
+            ],
+            tick,
+        )
     except Exception as error:
         _keep_failure(session, step, spec, State.FAILED, str(error), began)
         raise StepFailedError(
@@ -102,20 +106,20 @@ def run_phase(
             "see the run's ray folder for their logs, then run the same command again",
         ) from error
     session.ledger.add("worker start and stop", outcome.wall_s - outcome.worked_s)
-    _raise_refusal(session, step, spec, outcome, began)
-    result = load_result(folder / "result.json")
-    if result is None:
-        raise CheckpointError(f"{step.name} returned but left no result in {folder}")
-    return result
+    return result_of(session, step, spec, outcome, began)
 
 
-def _raise_refusal(
+def result_of(
     session: Session, step: Step, spec: PhaseSpec, outcome: Launch, began: float
-) -> None:
-    """Record and raise what the phase itself refused or gave up on, if anything."""
+) -> PhaseResult:
+    """What a finished worker group left, or, recorded and raised, what it gave up on."""
     refusal = outcome.error
     if refusal is None:
-        return
+        folder = session.store.step_dir(step.name)
+        result = load_result(folder / "result.json")
+        if result is None:
+            raise CheckpointError(f"{step.name} returned but left no result in {folder}")
+        return result
     if isinstance(refusal, InterruptedPhaseError):
         session.stop_if_asked()
         raise refusal
@@ -145,15 +149,24 @@ def phase_step(
     folder = begin(session, step)
     # A result under this key without a record: the driver was killed just after the phase ended.
     result = load_result(folder / "result.json") or run_phase(session, step, spec, cluster)
-    record = phase_record(
-        session.config.name,
-        step,
-        result,
-        phase=phase,
-        method=method,
-        seed=session.config.seed,
-        outputs=_outputs(session, folder, result),
-        wall_s=time.perf_counter() - began,
+    return keep_result(session, step, result, phase=phase, method=method, began=began)
+
+
+def keep_result(
+    session: Session, step: Step, result: PhaseResult, *, phase: str, method: str, began: float
+) -> RunRecord:
+    """Make a phase's result the step's record, verified from now on."""
+    record = session.stamped(
+        phase_record(
+            session.config.name,
+            step,
+            result,
+            phase=phase,
+            method=method,
+            seed=session.config.seed,
+            outputs=_outputs(session, session.store.step_dir(step.name), result),
+            wall_s=time.perf_counter() - began,
+        )
     )
     session.store.finish_step(step.name, record)
     session.keep(record)
@@ -177,40 +190,6 @@ def _outputs(session: Session, folder: Path, result: PhaseResult) -> dict[str, s
     named = {role: folder / file for role, file in result.outputs.items()}
     named["result"] = folder / "result.json"
     return {role: session.store.relative(path) for role, path in named.items()}
-
-
-def _launch(
-    session: Session,
-    step: Step,
-    spec: PhaseSpec,
-    ask: Resources,
-    folder: Path,
-    tick: Callable[[], None] | None,
-) -> Launch:
-    """Launch from a thread: in the main thread Ray Train would take over our signal handlers."""
-    box: list[Any] = []
-
-    def work() -> None:
-        try:
-            box.append(
-                launch(spec, step_dir=folder, run_dir=session.store.root, key=step.key, ask=ask)
-            )
-        except Exception as error:  # handed to the main thread, which decides
-            box.append(error)
-
-    thread = threading.Thread(target=work, name=f"launch-{step.name}", daemon=True)
-    thread.start()
-    progress = ProgressLines(folder / PROGRESS_FILE)
-    while thread.is_alive():
-        thread.join(timeout=1.0)
-        for line in progress.fresh():
-            session.say(f"{step.name}: {line}")
-        if tick is not None:
-            tick()
-    if isinstance(box[0], Exception):
-        raise box[0]
-    outcome: Launch = box[0]
-    return outcome
 
 
 def _keep_failure(

@@ -9,7 +9,6 @@ order, and whatever happens ends in the journal.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from orchestrator import events
 from orchestrator.attempts import attempt
@@ -20,7 +19,7 @@ from orchestrator.drift import refuse_drift
 from orchestrator.errors import ExitCode, InterruptedRunError, TerminatedRunError
 from orchestrator.ledger import USEFUL, overhead_share
 from orchestrator.metamix_step import metamix_steps
-from orchestrator.outcomes import costs_record
+from orchestrator.outcomes import costs_record, search_metrics
 from orchestrator.phase_step import StepFailedError, begin, finished_record, output_path, phase_step
 from orchestrator.plan import Plan, make_plan
 from orchestrator.policies import Candidate, unmet_candidates
@@ -30,7 +29,7 @@ from orchestrator.report import draw_figures, write_report
 from orchestrator.session import Session
 from orchestrator.specs import phase_spec
 from orchestrator.store import RunStore
-from orchestrator.sweep_step import keep_rows, sweep_step
+from orchestrator.sweep_step import Source, keep_rows, sweep_step
 from orchestrator.tables_text import print_results
 from orchestrator.trace import images_fingerprint, traced_costs
 from orchestrator.train_step import train_step
@@ -80,23 +79,28 @@ def _training(session: Session, plan: Plan, costs: str, cluster: OnDemandCluster
     spec = phase_spec(config, "pretrain", config.pretrain, {})
     full = phase_step(session, plan.step("pretrain"), spec, cluster, phase="pretrain", method="fp")
     inputs = {"weights": str(output_path(session, full, "weights")), "costs": costs}
-    sources: dict[str, Path] = {}
+    sources: dict[str, Source] = {}
     selected: tuple[Candidate, ...] = ()
     if config.learns_indicators:
         spec = phase_spec(config, "limpq.indicators", config.indicators, inputs, plan.choices)
         indicators = phase_step(
             session, plan.step("indicators"), spec, cluster, phase="indicators", method="limpq"
         )
-        sources["limpq"] = output_path(session, indicators, "importance")
-        sources["initial"] = output_path(session, indicators, "initial")
+        sources["limpq"] = _source(session, indicators, "importance")
+        # Statistics of one batch: what learning them cost is not what they cost.
+        sources["initial"] = Source(path=output_path(session, indicators, "initial"))
     if config.method == "metamix":
         meta, selected = metamix_steps(session, plan, inputs, cluster)
-        sources["metamix_ilp"] = output_path(session, meta, "importance")
+        sources["metamix_ilp"] = _source(session, meta, "importance")
         unmet = unmet_candidates("metamix", trained_limits(config.search, plan.limit_sets))
         keep_rows(session, plan.step("meta"), unmet)
     rows = selected + sweep_step(session, plan, plan.step("sweep"), sources, cluster)
     spec = phase_spec(config, "weight_training", config.train, inputs)
     train_step(session, plan, plan.step("train"), spec, cluster, rows)
+
+
+def _source(session: Session, record: RunRecord, role: str) -> Source:
+    return Source(path=output_path(session, record, role), search=search_metrics(record))
 
 
 def _costs_step(session: Session, plan: Plan) -> RunRecord:
@@ -106,7 +110,9 @@ def _costs_step(session: Session, plan: Plan) -> RunRecord:
         return done
     path = begin(session, step) / "costs.parquet"
     save_costs(path, plan.costs)
-    record = costs_record(session.config.name, step, plan, session.store.relative(path))
+    record = session.stamped(
+        costs_record(session.config.name, step, plan, session.store.relative(path))
+    )
     session.store.finish_step(step.name, record)
     session.keep(record)
     return record

@@ -30,6 +30,7 @@ class Candidate:
         policy: what it proposes; None when it found nothing.
         solved: the solver's answer, where one was asked.
         start: what its training inherits, role -> absolute path; empty = full precision.
+        search: cost of the phases behind it, by the common metric keys.
         facts: what a reader must know about how it was found.
         reason: why there is none.
     """
@@ -40,6 +41,7 @@ class Candidate:
     policy: Policy | None
     solved: ResultRow | None = None
     start: Mapping[str, str] = field(default_factory=dict)
+    search: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
 
@@ -59,9 +61,19 @@ class Candidate:
 
 
 def solved_candidates(
-    cells: Sequence[Cell], rows: Mapping[str, ResultRow], policies: Mapping[str, Policy]
+    cells: Sequence[Cell],
+    rows: Mapping[str, ResultRow],
+    policies: Mapping[str, Policy],
+    search: Mapping[str, Mapping[str, float]],
 ) -> tuple[Candidate, ...]:
-    """One candidate per solved cell, in the order of the cells."""
+    """One candidate per solved cell, in the order of the cells.
+
+    Args:
+        cells: the questions.
+        rows: the answers by cell name.
+        policies: by policy id.
+        search: cost of the phases behind each method, by the common metric keys.
+    """
     return tuple(
         Candidate(
             method=cell.method,
@@ -69,6 +81,7 @@ def solved_candidates(
             limit_set=cell.limit_set,
             policy=policies.get(rows[cell.name].policy_id),
             solved=rows[cell.name],
+            search=search.get(cell.method, {}),
             reason=rows[cell.name].reason,
         )
         for cell in cells

@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from types import FrameType
 
 from orchestrator import events
@@ -17,6 +18,7 @@ from orchestrator.journal import Journal
 from orchestrator.ledger import Ledger
 from orchestrator.mirror_thread import MirrorThread
 from orchestrator.plan import Step
+from orchestrator.provenance import library_versions
 from orchestrator.records import RunRecord
 from orchestrator.store import RunStore
 from trainers.messages import STOP_FILE
@@ -51,6 +53,15 @@ class Session:
         """One line for the person who waits, with the seconds since the start."""
         if not self.quiet:
             print(f"[{time.perf_counter() - self._began:7.1f} s] {text}", flush=True)
+
+    def stamped(self, record: RunRecord) -> RunRecord:
+        """The record with what decided it besides the configuration, and when it began."""
+        began = datetime.now(UTC) - timedelta(seconds=record.wall_s)
+        return replace(
+            record,
+            versions=library_versions(),
+            started_utc=began.isoformat(timespec="milliseconds"),
+        )
 
     def keep(self, record: RunRecord) -> None:
         """Put a record into the journal; one that is there already changes nothing."""

@@ -1,10 +1,8 @@
-"""The only file that knows Ray Tune: alphas and limits as trials.
+"""How does a sweep become trials? Alphas with chunks of limits or devices.
 
-A trial is one method at one alpha with a chunk of limit sets or devices, never a single solve:
-Tune spends 30 to 1,500 ms on a trial, a solve takes 10 to 150. The trial itself asks for almost
-nothing and sends its solves to the cluster as tasks. It leaves its answers in a file named after
-what was asked, so a sweep that is started again runs only the trials whose file is missing,
-whatever Tune remembers.
+A trial is one method at one alpha with a chunk of limit sets or devices, never a single solve,
+which takes 10 to 150 ms. It sends its solves to the cluster as tasks and leaves its answers in a
+file named after what was asked, so a sweep that is started again runs only what is missing.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from typing import Any
 
 from orchestrator.cells import Cell
 from orchestrator.solve_tasks import Body, Solved, SweepTables, solve_on_cluster
+from orchestrator.trials import run_trials
 from solvers.batch import Question
 from solvers.storage import (
     ResultRow,
@@ -29,9 +28,6 @@ from solvers.storage import (
     save_policy,
     save_results,
 )
-
-# Trial drivers wait for their tasks; they must not hold a core that the tasks need.
-TRIAL_CPUS = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,34 +148,17 @@ def _run_trials(
     concurrent: int,
 ) -> None:
     import ray
-    from ray import tune
 
     tables_ref = ray.put(tables)
     by_name = {chunk.name: chunk for chunk in chunks}
     per_task = tables.search.solves_per_task
 
-    def trial(config: dict[str, Any]) -> None:
-        chunk = by_name[config["chunk"]]
-        solved = solve_on_cluster(body, tables_ref, chunk.items, per_task)
-        _store(folder, chunk, solved)
-        tune.report({"solves": len(solved.results.rows)})
+    def work(name: str) -> dict[str, int]:
+        solved = solve_on_cluster(body, tables_ref, by_name[name].items, per_task)
+        _store(folder, by_name[name], solved)
+        return {"solves": len(solved.results.rows)}
 
-    tuner = tune.Tuner(
-        tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
-        param_space={"chunk": tune.grid_search([chunk.name for chunk in chunks])},
-        tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
-        run_config=tune.RunConfig(
-            # Never a name that was used before: Tune lets two experiments of one name destroy
-            # each other, and what is finished is known from the answers, not from Tune.
-            name=f"sweep-{key[:12]}-{time.time_ns()}",
-            storage_path=str(folder / "tune"),
-            verbose=0,
-        ),
-    )
-    grid = tuner.fit()
-    errors = [str(result.error) for result in grid if result.error is not None]
-    if errors:
-        raise RuntimeError(f"{len(errors)} of {len(chunks)} trials failed: {errors[0]}")
+    run_trials(list(by_name), work, folder=folder, label=f"sweep-{key[:12]}", concurrent=concurrent)
 
 
 def _store(folder: Path, chunk: Chunk, solved: Solved) -> None:

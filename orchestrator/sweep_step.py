@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.cluster import OnDemandCluster
@@ -18,11 +19,24 @@ from solvers.controls import reversed_importance
 from solvers.storage import ResultRow, load_importance, load_policy, load_results, save_policy
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Importance that cells are solved with.
+
+    Attributes:
+        path: the table's file.
+        search: what learning it cost, by the common metric keys.
+    """
+
+    path: Path
+    search: Mapping[str, float] = field(default_factory=dict)
+
+
 def sweep_step(
     session: Session,
     plan: Plan,
     step: Step,
-    sources: Mapping[str, Path],
+    sources: Mapping[str, Source],
     cluster: OnDemandCluster,
 ) -> tuple[Candidate, ...]:
     """Solve every feasible cell and make the controls; every row gets a record.
@@ -31,7 +45,7 @@ def sweep_step(
         session: this attempt.
         plan: the run.
         step: the sweep.
-        sources: importance table by the method whose cells are solved with it.
+        sources: importance by the method whose cells are solved with it.
         cluster: where the solves run.
     """
     folder = session.store.step_dir(step.name)
@@ -40,7 +54,7 @@ def sweep_step(
         began = time.perf_counter()
         begin(session, step)
         outcome = _solve(session, plan, step, sources, cluster)
-        candidates = _candidates(session, plan, step, outcome.rows if outcome else {})
+        candidates = _candidates(session, plan, step, outcome.rows if outcome else {}, sources)
         for candidate in candidates:
             path = folder / "policies" / f"{_id(candidate)}.json"
             if candidate.policy is not None and not path.exists():
@@ -48,14 +62,16 @@ def sweep_step(
         outputs = {"policies": folder / "policies"}
         if outcome:
             outputs["answers"] = folder / "answers"
-        record = sweep_record(
-            session.config.name,
-            step,
-            outputs={role: session.store.relative(path) for role, path in outputs.items()},
-            facts=_facts(outcome, candidates),
-            wall_s=time.perf_counter() - began,
-            solve_wall_s=outcome.solve_wall_s if outcome else 0.0,
-            solve_cpu_s=outcome.solve_cpu_s if outcome else 0.0,
+        record = session.stamped(
+            sweep_record(
+                session.config.name,
+                step,
+                outputs={role: session.store.relative(path) for role, path in outputs.items()},
+                facts=_facts(outcome, candidates),
+                wall_s=time.perf_counter() - began,
+                solve_wall_s=outcome.solve_wall_s if outcome else 0.0,
+                solve_cpu_s=outcome.solve_cpu_s if outcome else 0.0,
+            )
         )
         session.store.finish_step(step.name, record)
         session.keep(record)
@@ -67,7 +83,7 @@ def sweep_step(
             for path in sorted((folder / "answers").glob("*.parquet"))
             for row in load_results(path).rows
         }
-        candidates = _candidates(session, plan, step, rows)
+        candidates = _candidates(session, plan, step, rows, sources)
     keep_rows(session, step, candidates)
     return candidates
 
@@ -76,12 +92,14 @@ def keep_rows(session: Session, step: Step, candidates: tuple[Candidate, ...]) -
     """One record per row, with one flush; rows that are there already change nothing."""
     folder = session.store.step_dir("sweep") / "policies"
     session.journal.append_all(
-        candidate_record(
-            session.config.name,
-            step,
-            candidate,
-            seed=session.config.seed,
-            policy_file=session.store.relative(folder / f"{_id(candidate)}.json"),
+        session.stamped(
+            candidate_record(
+                session.config.name,
+                step,
+                candidate,
+                seed=session.config.seed,
+                policy_file=session.store.relative(folder / f"{_id(candidate)}.json"),
+            )
         )
         for candidate in candidates
     )
@@ -91,12 +109,12 @@ def _solve(
     session: Session,
     plan: Plan,
     step: Step,
-    sources: Mapping[str, Path],
+    sources: Mapping[str, Source],
     cluster: OnDemandCluster,
 ) -> SweepOutcome | None:
     if not plan.cells:
         return None
-    importance = {method: load_importance(path) for method, path in sources.items()}
+    importance = {method: load_importance(s.path) for method, s in sources.items()}
     if any(cell.method == "reversed" for cell in plan.cells):
         importance["reversed"] = reversed_importance(importance["limpq"])
     tables = SweepTables(
@@ -122,12 +140,19 @@ def _solve(
 
 
 def _candidates(
-    session: Session, plan: Plan, step: Step, rows: dict[str, ResultRow]
+    session: Session,
+    plan: Plan,
+    step: Step,
+    rows: dict[str, ResultRow],
+    sources: Mapping[str, Source],
 ) -> tuple[Candidate, ...]:
     folder = session.store.step_dir(step.name) / "policies"
     ids = {row.policy_id for row in rows.values() if row.policy_id}
     policies = {policy_id: load_policy(folder / f"{policy_id}.json") for policy_id in ids}
-    solved = solved_candidates(plan.cells, rows, policies) if rows else ()
+    search = {method: source.search for method, source in sources.items()}
+    if "limpq" in search:
+        search["reversed"] = search["limpq"]
+    solved = solved_candidates(plan.cells, rows, policies, search) if rows else ()
     return (*solved, *made_controls(session.config, plan))
 
 

@@ -99,15 +99,16 @@ def _record_of(
     asked_by = [c.name for c in candidates if c.entry == entry]
     outputs = {role: folder / entry / file for role, file in result.outputs.items()}
     outputs["policy"] = folder / entry / "policy.json"
-    record = training_record(
-        session.config.name,
-        step,
-        entry,
-        row.policy,
-        result,
-        seed=session.config.seed,
-        asked_by=asked_by,
-        outputs={role: session.store.relative(path) for role, path in outputs.items()},
+    record = session.stamped(
+        training_record(
+            session.config.name,
+            step,
+            row,
+            result,
+            seed=session.config.seed,
+            asked_by=asked_by,
+            outputs={role: session.store.relative(path) for role, path in outputs.items()},
+        )
     )
     session.store.finish_step(f"{step.name}/{entry}", record)
     session.keep(record)

@@ -1,0 +1,137 @@
+"""How do phases that do not need each other run side by side? As trials of Ray Tune.
+
+Each trial launches a worker group of its own; as many run at once as the cluster has room for, one
+after another on a laptop. Every phase keeps its own step, record and resume.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import solvers.errors
+import trainers.errors
+from orchestrator.cluster import OnDemandCluster, Resources
+from orchestrator.launch import Launch, launch
+from orchestrator.phase_step import begin, finished_record, keep_result, phase_step, result_of
+from orchestrator.plan import Step
+from orchestrator.records import RunRecord
+from orchestrator.session import Session
+from orchestrator.trials import run_trials
+from orchestrator.watch import watched
+from trainers.phases import PhaseResult, PhaseSpec
+from trainers.results import load_result
+
+
+def phase_steps(
+    session: Session,
+    work: Sequence[tuple[Step, PhaseSpec]],
+    cluster: OnDemandCluster,
+    *,
+    phase: str,
+    method: str,
+) -> tuple[RunRecord, ...]:
+    """Run several independent phases; their records in the order given.
+
+    Raises:
+        StepFailedError: one diverged or lost its workers; the others are recorded first.
+        TrainersError: one refused its input.
+    """
+    if len(work) == 1:
+        ((step, spec),) = work
+        return (phase_step(session, step, spec, cluster, phase=phase, method=method),)
+    records: dict[str, RunRecord] = {}
+    results: dict[str, PhaseResult] = {}
+    missing: list[tuple[Step, PhaseSpec]] = []
+    began = time.perf_counter()
+    for step, spec in work:
+        done = finished_record(session, step)
+        if done is not None:
+            records[step.name] = done
+            continue
+        # A result under this key without a record: the driver was killed in between.
+        result = load_result(begin(session, step) / "result.json")
+        if result is None:
+            missing.append((step, spec))
+        else:
+            results[step.name] = result
+    outcomes = _launch_all(session, missing, cluster) if missing else {}
+    failures: list[Exception] = []
+    for step, spec in work:
+        if step.name in records:
+            continue
+        try:
+            if step.name in outcomes:
+                outcome = outcomes[step.name]
+                results[step.name] = result_of(session, step, spec, outcome, began)
+            records[step.name] = keep_result(
+                session, step, results[step.name], phase=phase, method=method, began=began
+            )
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return tuple(records[step.name] for step, _ in work)
+
+
+def _launch_all(
+    session: Session, missing: Sequence[tuple[Step, PhaseSpec]], cluster: OnDemandCluster
+) -> dict[str, Launch]:
+    ask = cluster.resources()
+    by_name = {step.name: (step, spec) for step, spec in missing}
+    run_dir = session.store.root
+    folders = {name: session.store.step_dir(name) for name in by_name}
+
+    def work(name: str) -> Mapping[str, Any]:
+        step, spec = by_name[name]
+        try:
+            done = launch(spec, step_dir=folders[name], run_dir=run_dir, key=step.key, ask=ask)
+        except Exception as error:
+            return _told(Launch(wall_s=0.0, worked_s=0.0, error=error))
+        return _told(done)
+
+    concurrent = _groups_at_once(ask, cluster.available)
+    session.say(f"{', '.join(by_name)}: {concurrent} at a time, {ask.num_workers} workers each")
+    began = time.perf_counter()
+    told = watched(
+        session,
+        [step for step, _ in missing],
+        lambda: run_trials(
+            list(by_name), work, folder=run_dir / "ray", label="phases", concurrent=concurrent
+        ),
+    )
+    wall_s = time.perf_counter() - began
+    worked_s = sum(t["worked_s"] for t in told.values()) / concurrent
+    session.ledger.add("worker start and stop", max(0.0, wall_s - worked_s))
+    return {name: _heard(t) for name, t in told.items()}
+
+
+def _groups_at_once(ask: Resources, available: Mapping[str, float]) -> int:
+    """How many worker groups the cluster has room for, at least one."""
+    rooms = [available.get("CPU", 1.0) / (ask.num_workers * ask.cpus_per_worker)]
+    if ask.gpus_per_worker:
+        rooms.append(available.get("GPU", 0.0) / (ask.num_workers * ask.gpus_per_worker))
+    return max(1, int(min(rooms)))
+
+
+def _told(done: Launch) -> dict[str, Any]:
+    """A launch as the plain values that a trial may report."""
+    error = done.error
+    return {
+        "wall_s": done.wall_s,
+        "worked_s": done.worked_s,
+        "error_type": "" if error is None else type(error).__name__,
+        "error": "" if error is None else str(error),
+    }
+
+
+def _heard(told: Mapping[str, Any]) -> Launch:
+    """The launch again, with an error of the room that raised it."""
+    error: Exception | None = None
+    if told["error_type"]:
+        name = told["error_type"]
+        rooms = (trainers.errors, solvers.errors)
+        kind = next((getattr(room, name) for room in rooms if hasattr(room, name)), RuntimeError)
+        error = kind(told["error"])
+    return Launch(wall_s=told["wall_s"], worked_s=told["worked_s"], error=error)
