@@ -32,8 +32,8 @@ def uniform(
 ) -> Policy | None:
     """The largest uniform network that fits: every searched unit at the same pair of bits.
 
-    The pair of most BitOps wins; at equal BitOps the one with more activation bits, then with
-    more weight bits. Only pairs that every searched unit may take are considered.
+    The pair of most BitOps wins; at equal BitOps the more balanced one (4x4 before 2x8), then the
+    one with more activation bits. Only pairs that every searched unit may take are considered.
     """
     problem = build_problem(costs, choices, limits, importance=None, accounting=accounting)
     searched = [unit for unit in problem.units if not unit.is_pinned]
@@ -43,7 +43,13 @@ def uniform(
     open_units = [unit for unit in searched if len(unit.options) > 1] or searched
     pairs = set(open_units[0].options).intersection(*(unit.options for unit in open_units))
     ordered = sorted(
-        pairs, key=lambda o: (o.weight_bits * o.act_bits, o.act_bits, o.weight_bits), reverse=True
+        pairs,
+        key=lambda o: (
+            o.weight_bits * o.act_bits,
+            -abs(o.weight_bits - o.act_bits),
+            o.act_bits,
+        ),
+        reverse=True,
     )
     for pair in ordered:
         bits_by_name = {
