@@ -107,7 +107,7 @@ def show_distributions(spec: PhaseSpec, root: Path, epochs: int) -> None:
 def show_selections(spec: PhaseSpec, root: Path, epochs: int) -> None:
     """Figure 7, from one shared meta-state of epoch 1."""
     meta = MetaConfig(epochs=epochs, batch_size=64, lr=0.02)
-    recipe = MetaMixConfig(meta=meta, search=SearchConfig(epochs=epochs))
+    recipe = MetaMixConfig(meta=meta, search=SearchConfig(epochs=epochs, lambda_r=0.3))
     _run(replace(spec, phase="metamix.meta", config=recipe), root / "meta")
     inputs = {**spec.inputs, "meta": str(root / "meta" / "meta.pt")}
     costs = load_costs(root / "costs.parquet")
