@@ -119,6 +119,8 @@ def result_of(
         result = load_result(folder / "result.json")
         if result is None:
             raise CheckpointError(f"{step.name} returned but left no result in {folder}")
+        measured = result.cost.wall_s + result.eval_cost.wall_s
+        session.ledger.add("set-up in the workers", max(0.0, outcome.worked_s - measured))
         return result
     if isinstance(refusal, InterruptedPhaseError):
         session.stop_if_asked()

@@ -29,6 +29,8 @@ _EXPLAINED: Mapping[str, str] = {
     "plan": "imports, tracing the network, checking limits",
     "Ray start and stop": "the local Ray cluster; nothing on a cluster that is up",
     "worker start and stop": "worker processes: start, imports, process group, shutdown",
+    "set-up in the workers": "reading images, building and wrapping networks, checkpoints",
+    "MLflow": "waiting for the mirror at the end",
     "Ray Tune": "Tune's own time around the solves",
     "report": "tables and figures",
     "other": "everything else in the driver",

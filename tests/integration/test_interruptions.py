@@ -1,0 +1,122 @@
+"""Killed, interrupted, started twice, asked for the impossible: nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import CONFIG, ray_processes, send
+
+if TYPE_CHECKING:
+    from conftest import Command
+
+pytestmark = pytest.mark.ray
+
+
+def _results(command: Command) -> dict[str, Any]:
+    """What must not depend on interruptions: states, policies and accuracies by key."""
+    return {
+        r["key"]: (r["state"], r["policy_id"], r["metrics"].get("eval/top1"))
+        for r in command.records()
+    }
+
+
+def test_a_killed_driver_goes_on_to_the_same_results(finished: Command, command: Command) -> None:
+    command.write("tiny.yaml", CONFIG)
+    process = command.start("run", "tiny.yaml")
+    steps = command.folder / "runs" / "tiny" / "steps"
+    command.wait_for(process, steps / "indicators" / "progress.jsonl", 5)
+    send(process, signal.SIGKILL)
+    process.communicate()
+    for _ in range(60):
+        if not ray_processes(command.folder):
+            break
+        time.sleep(0.5)
+    assert ray_processes(command.folder) == []
+    # Killed again while policies are trained: what was trained stays.
+    process = command.start("run", "tiny.yaml")
+    command.wait_for(process, steps / "train" / "progress.jsonl", 2)
+    send(process, signal.SIGKILL)
+    process.communicate()
+    time.sleep(10)
+    code, output = command.run("run", "tiny.yaml")
+    assert code == 3, output
+    assert "pretrain: done before" in output
+    assert max(Counter(r["key"] for r in command.records()).values()) == 1
+    assert _results(command) == _results(finished)
+
+
+def test_sigint_saves_says_how_to_go_on_and_leaves_no_process(command: Command) -> None:
+    text = CONFIG.replace("epochs: 60", "epochs: 4000")
+    command.write("tiny.yaml", text)
+    process = command.start("run", "tiny.yaml")
+    progress = command.folder / "runs" / "tiny" / "steps" / "indicators" / "progress.jsonl"
+    command.wait_for(process, progress, 3)
+    send(process, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "tiny.yaml" in output.split("go on")[-1]
+    assert ray_processes(command.folder) == []
+    checkpoints = list(progress.parent.glob("checkpoints/step-*"))
+    assert checkpoints
+    assert command.journal()[-1]["kind"] == "run_interrupted"
+
+
+def test_nothing_is_trained_when_no_limit_can_be_met(command: Command) -> None:
+    text = CONFIG.replace(
+        "limits: [{bitops_level: 2.5x3}, {bitops_level: 3x3}, {bitops: 1}]",
+        "limits: [{bitops: 1}, {weight_bytes: 10}]",
+    )
+    command.write("tiny.yaml", text)
+    code, output = command.run("run", "tiny.yaml", timeout_s=120)
+    assert code == 3, output
+    assert "smallest reachable" in output
+    assert {r["phase"] for r in command.records()} == {"costs", "solve"}
+
+
+def test_two_runs_at_once_are_refused(command: Command) -> None:
+    command.write("tiny.yaml", CONFIG)
+    process = command.start("run", "tiny.yaml")
+    lock = command.folder / "runs" / "tiny" / "lock"
+    command.wait_for(process, lock, 1)
+    code, output = command.run("run", "tiny.yaml", timeout_s=120)
+    send(process, signal.SIGKILL)
+    process.communicate()
+    time.sleep(5)
+    assert code == 4, output
+    assert str(process.pid) in output
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("cifar_resnet8", "cifar_resnet9"), ("model.name", "cifar_resnet8")),
+        (("weight: [2, 3, 4]", "weight: [4, 3, 3]"), ("bits.weight", "ascending")),
+        (("epochs: 60", "epochs: many"), ("indicators.epochs", "many")),
+        (("alphas:", "alpha:"), ("search.alpha", "alphas")),
+        (("bitops_level: 3x3", "bitops_levels: 3x3"), ("search.limits.1",)),
+    ],
+)
+def test_wrong_configurations_are_refused_before_ray(
+    command: Command, change: tuple[str, str], words: tuple[str, ...]
+) -> None:
+    command.write("tiny.yaml", CONFIG.replace(*change))
+    code, output = command.run("run", "tiny.yaml", timeout_s=120)
+    assert code == 2, output
+    assert "Traceback" not in output
+    for word in (*words, "tiny.yaml:"):
+        assert word in output
+    assert not (command.folder / "runs").exists()
+
+
+def test_more_workers_than_the_machine_has_are_refused(command: Command) -> None:
+    command.write("tiny.yaml", CONFIG)
+    code, output = command.run(
+        "run", "tiny.yaml", "--set", "cluster.num_workers=4", "--set", "cluster.cpus_per_worker=64",
+        timeout_s=120,
+    )  # fmt: skip
+    assert code == 6, output
+    assert "256 CPU" in output
