@@ -24,10 +24,10 @@ from solvers.limits import Ceiling, Limit, ceilings_of
 from solvers.tables import BitChoices, CostTable, ImportanceTable, LayerBits
 from solvers.units import Unit, units_of
 from solvers.uses import (
+    Widths,
     constant_use,
     is_additive,
     option_uses,
-    option_widths,
     total_use,
 )
 
@@ -140,19 +140,22 @@ def build_problem(
     additive = [c for c in ceilings if is_additive(c)]
     first = costs.layers[0].name
     kept, cost, use = [], [], []
+    shared: dict[int, Widths] = {}
     for unit in units:
+        widths = shared.get(id(unit.options))
+        if widths is None:
+            widths = shared[id(unit.options)] = Widths.of(unit.options)
         of_unit = np.zeros(len(unit.options))
         if indicators is not None:
-            of_unit = _option_costs(unit, indicators, alpha)
+            of_unit = _option_costs(unit, widths, indicators, alpha)
             allowed = np.isfinite(of_unit)
             if not allowed.all():
                 unit, of_unit = _without(unit, allowed), of_unit[allowed]
+                widths = Widths.of(unit.options)
         rows = np.zeros((len(additive), len(unit.options)), dtype=np.int64)
         for row, ceiling in zip(rows, additive, strict=True):
             for layer in unit.layers:
-                row += option_uses(
-                    ceiling, layer, unit.options, accounting, is_first=layer.name == first
-                )
+                row += option_uses(ceiling, layer, widths, accounting, is_first=layer.name == first)
         kept.append(unit)
         cost.append(of_unit)
         use.append(rows)
@@ -169,23 +172,24 @@ def build_problem(
     )
 
 
-def _option_costs(unit: Unit, indicators: Indicators, alpha: float) -> npt.NDArray[np.float64]:
+def _option_costs(
+    unit: Unit, widths: Widths, indicators: Indicators, alpha: float
+) -> npt.NDArray[np.float64]:
     """s_a + alpha * s_w of every option, summed over the unit's searched layers."""
     total = np.zeros(len(unit.options))
-    weight_bits, act_bits = option_widths(unit.options)
     values = indicators.values
+    weight_bits, act_bits = widths.weight_bits.tolist(), widths.act_bits.tolist()
     for layer in unit.layers:
         if layer.pinned is not None:
             continue
-        # Looked up once a width, then spread over the options by table.
-        act, weight = np.zeros(33), np.zeros(33)
-        for b in set(act_bits.tolist()):
-            act[b] = values[layer.name, "act", b]
-        for b in set(weight_bits.tolist()):
-            value = values[layer.name, "weight", b]
-            # alpha = 0 must not turn an erased (infinite) entry into 0 * inf.
-            weight[b] = alpha * value if value < np.inf else value
-        total += act[act_bits] + weight[weight_bits]
+        name = layer.name
+        act = {b: values[name, "act", b] for b in set(act_bits)}
+        # alpha = 0 must not turn an erased (infinite) entry into 0 * inf.
+        weight = {
+            b: alpha * v if (v := values[name, "weight", b]) < math.inf else v
+            for b in set(weight_bits)
+        }
+        total += [act[a] + weight[w] for w, a in zip(weight_bits, act_bits, strict=True)]
     return total
 
 

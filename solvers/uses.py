@@ -7,8 +7,8 @@ the coefficients that fronts and solvers add up. Tests hold the two against each
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -65,27 +65,38 @@ def constant_use(ceiling: Ceiling, costs: CostTable, accounting: Accounting) -> 
     return rest_size_bits(costs, accounting) if ceiling.resource == "size_bits" else 0
 
 
-@functools.lru_cache(maxsize=256)
-def option_widths(
-    options: tuple[LayerBits, ...],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Weight bits and activation bits of options as arrays; most units share one tuple."""
-    return (
-        np.array([o.weight_bits for o in options], dtype=np.int64),
-        np.array([o.act_bits for o in options], dtype=np.int64),
-    )
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """The options of a unit as arrays; most units share one tuple of options, so one of these.
+
+    Attributes:
+        options: the pairs.
+        weight_bits: int64 [options].
+        act_bits: int64 [options].
+    """
+
+    options: tuple[LayerBits, ...]
+    weight_bits: npt.NDArray[np.int64]
+    act_bits: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(options: tuple[LayerBits, ...]) -> Widths:
+        """The arrays of a tuple of options."""
+        weight_bits = np.array([o.weight_bits for o in options], dtype=np.int64)
+        act_bits = np.array([o.act_bits for o in options], dtype=np.int64)
+        return Widths(options, weight_bits, act_bits)
 
 
 def option_uses(
     ceiling: Ceiling,
     layer: LayerSpec,
-    options: tuple[LayerBits, ...],
+    widths: Widths,
     accounting: Accounting,
     *,
     is_first: bool,
 ) -> npt.NDArray[np.int64]:
-    """What each option of one layer adds to an additive resource, shape [len(options)]."""
-    weight_bits, act_bits = option_widths(options)
+    """What each option of one layer adds to an additive resource, shape [options]."""
+    weight_bits, act_bits = widths.weight_bits, widths.act_bits
     match ceiling.resource:
         case "bitops":
             if is_first and accounting.first_act_bits is not None:
@@ -100,7 +111,7 @@ def option_uses(
         case "latency_ps":
             table = ceiling.limit.latency
             assert table is not None
-            uses = [table.latency_ps(layer.name, o) for o in options]
+            uses = [table.latency_ps(layer.name, o) for o in widths.options]
             return np.array(uses, dtype=np.int64)
         case "peak_bits":
             raise AssertionError("the activation peak is not a sum over layers")
