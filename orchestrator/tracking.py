@@ -31,6 +31,8 @@ from orchestrator.yaml_source import dump_yaml
 
 _TAG_RECORD, _TAG_RUN = "mpq.record", "mpq.run_id"
 _PARENT = "run"
+# Without it MLflow's pages open on tables of language-model traces.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _MAX_TEXT = 4000
 # Another mirror of the same run is done within seconds; a new schema takes 5-13 s, more on NFS.
 _LOCK_WAIT_S, _SCHEMA_WAIT_S = 10.0, 120.0
@@ -182,7 +184,9 @@ class Mirror:
             self._experiment_id = (
                 found.experiment_id
                 if found is not None
-                else client.create_experiment(self.experiment, self._artifact_location())
+                else client.create_experiment(
+                    self.experiment, self._artifact_location(), tags=_EXPERIMENT_TAGS
+                )
             )
             self._client = client
 
