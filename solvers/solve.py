@@ -14,7 +14,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solvers.certificate import Certificate, LimitUse, SolveStatus
 from solvers.explain import explain
@@ -53,6 +53,22 @@ def solve(request: SolveRequest) -> SolveResult:
         explain_infeasible=request.explain,
         stopwatch=started,
     )
+
+
+def changed_by_repair(request: SolveRequest, result: SolveResult) -> tuple[str, ...]:
+    """Layers that would get other bits if the learned indicators were kept as they are.
+
+    Empty without violations or without a policy: then the rule has changed nothing.
+
+    Raises:
+        SolverFailedError: the backend broke.
+    """
+    if not result.violations or result.policy is None or request.repair == "keep":
+        return ()
+    as_learned = solve(replace(request, repair="keep", prices="none", explain=False)).policy
+    if as_learned is None:
+        return ()
+    return tuple(name for name, bits in result.policy.layers if as_learned.bits_of(name) != bits)
 
 
 def solve_problem(
@@ -143,8 +159,6 @@ def result_of(
 
 def certified(policy: Policy, certificate: Certificate) -> Policy:
     """The policy with a certificate; its id stays, since only bits make the id."""
-    from dataclasses import replace
-
     return replace(policy, certificate=certificate)
 
 

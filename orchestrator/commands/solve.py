@@ -110,28 +110,33 @@ def _one(
     from orchestrator.solve_output import exit_code, result_lines, result_record
     from solvers.policy_file import save_policy
     from solvers.result import SolveRequest
-    from solvers.solve import solve
+    from solvers.solve import changed_by_repair, solve
 
-    result = solve(
-        SolveRequest(
-            costs=inputs.costs,
-            importance=inputs.importance,
-            choices=inputs.choices,
-            limits=limits,
-            alpha=alpha,
-            accounting=inputs.accounting,
-            repair=repair,  # type: ignore[arg-type]  # click.Choice holds it to the names
-            solver=solver,  # type: ignore[arg-type]
-            time_limit_s=time_limit_s,
-            prices="resolved",
-        )
+    request = SolveRequest(
+        costs=inputs.costs,
+        importance=inputs.importance,
+        choices=inputs.choices,
+        limits=limits,
+        alpha=alpha,
+        accounting=inputs.accounting,
+        repair=repair,  # type: ignore[arg-type]  # click.Choice holds it to the names
+        solver=solver,  # type: ignore[arg-type]
+        time_limit_s=time_limit_s,
+        prices="resolved",
     )
+    result = solve(request)
+    changed = changed_by_repair(request, result)
     if out is not None and result.policy is not None:
         save_policy(out, result.policy)
     if as_json:
-        click.echo(json.dumps(result_record(result), indent=1))
+        record = result_record(result) | {"layers_changed_by_repair": list(changed)}
+        click.echo(json.dumps(record, indent=1))
     else:
         click.echo("\n".join(result_lines(result)))
+        if result.violations:
+            click.echo(
+                f"           the rule changes the bits of {', '.join(changed) or 'no layer'}"
+            )
         if out is not None and result.policy is not None:
             click.echo(f"wrote {out}")
     return exit_code(result)

@@ -333,3 +333,28 @@ def test_impossible_devices(mapping, complaint):
         devices_from_mapping(mapping, "d.yaml")
     assert "d.yaml" in str(caught.value)
     assert isinstance(caught.value, (LimitError, SolversError))
+
+
+def test_what_the_repair_rule_changes(tiny, tiny_importance, pairs):
+    from solvers.solve import changed_by_repair
+
+    some_changed = False
+    for layer in ("a", "b"):
+        for tensor in ("weight", "act"):
+            # At 2 bit this tensor looks nearly free; only "keep" believes it.
+            rows = tuple(
+                replace(r, value=1e-3) if (r.layer, r.tensor, r.bits) == (layer, tensor, 2) else r
+                for r in tiny_importance.rows
+            )
+            request = SolveRequest(
+                costs=tiny, importance=replace(tiny_importance, rows=rows), choices=pairs,
+                limits=(parse_limit("bitops_level=4x4"),), alpha=1.0,
+            )  # fmt: skip
+            result = solve(request)
+            assert [(v.layer, v.tensor, v.bits) for v in result.violations] == [(layer, tensor, 2)]
+            kept = solve(replace(request, repair="keep"))
+            differ = tuple(n for n, bits in result.policy.layers if kept.policy.bits_of(n) != bits)
+            assert changed_by_repair(request, result) == differ
+            assert changed_by_repair(replace(request, repair="keep"), kept) == ()
+            some_changed = some_changed or bool(differ)
+    assert some_changed
