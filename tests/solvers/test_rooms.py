@@ -341,9 +341,9 @@ def test_what_the_repair_rule_changes(tiny, tiny_importance, pairs):
     some_changed = False
     for layer in ("a", "b"):
         for tensor in ("weight", "act"):
-            # At 2 bit this tensor looks nearly free; only "keep" believes it.
+            # At 8 bit this tensor looks worst of all; pooling makes 4 bit look bad with it.
             rows = tuple(
-                replace(r, value=1e-3) if (r.layer, r.tensor, r.bits) == (layer, tensor, 2) else r
+                replace(r, value=9.0) if (r.layer, r.tensor, r.bits) == (layer, tensor, 8) else r
                 for r in tiny_importance.rows
             )
             request = SolveRequest(
@@ -351,7 +351,7 @@ def test_what_the_repair_rule_changes(tiny, tiny_importance, pairs):
                 limits=(parse_limit("bitops_level=4x4"),), alpha=1.0,
             )  # fmt: skip
             result = solve(request)
-            assert [(v.layer, v.tensor, v.bits) for v in result.violations] == [(layer, tensor, 2)]
+            assert [(v.layer, v.tensor, v.bits) for v in result.violations] == [(layer, tensor, 4)]
             kept = solve(replace(request, repair="keep"))
             differ = tuple(n for n, bits in result.policy.layers if kept.policy.bits_of(n) != bits)
             assert changed_by_repair(request, result) == differ
