@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,9 @@ from orchestrator.ledger import Ledger
 # Workers share what the trial drivers of Ray Tune leave: one of those asks for 0.01 CPU, so
 # workers that asked for whole cores would wait for ever on a machine that is exactly big enough.
 CPU_HEADROOM = 0.1
+
+# One mapping of resource amounts per living node.
+Nodes = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +60,8 @@ def set_environment() -> None:
 
 
 @contextmanager
-def ray_cluster(address: str | None) -> Iterator[dict[str, float]]:
-    """A connection to Ray for the length of the block; yields what the cluster has.
+def ray_cluster(address: str | None) -> Iterator[Nodes]:
+    """A connection to Ray for the length of the block; yields what each living node has.
 
     Args:
         address: of a running cluster, or None for one of our own on this machine.
@@ -82,46 +85,76 @@ def ray_cluster(address: str | None) -> Iterator[dict[str, float]]:
             "check `ray status --address ...` and RAY_AUTH_TOKEN, or leave --address out",
         ) from error
     try:
-        yield {name: float(amount) for name, amount in ray.cluster_resources().items()}
+        yield tuple(
+            {name: float(amount) for name, amount in node["Resources"].items()}
+            for node in ray.nodes()
+            if node["Alive"]
+        )
     finally:
         ray.shutdown()
 
 
-def worker_cpus(num_cpus: float, num_workers: int) -> float:
-    """An equal CPU share for each worker, with headroom for Tune's trial drivers."""
-    return math.floor((num_cpus - CPU_HEADROOM) / num_workers * 100) / 100
+def total(nodes: Nodes, name: str) -> float:
+    """Amount of a resource over all nodes."""
+    return sum(node.get(name, 0.0) for node in nodes)
 
 
-def check_fits(resources: Resources, available: dict[str, float]) -> None:
+def num_places(nodes: Nodes, cpus: float, gpus: float) -> int:
+    """How many workers of that size the nodes can hold; a worker lives on one node."""
+    places = 0
+    for node in nodes:
+        rooms = [(node.get("CPU", 0.0) + 1e-9) / cpus]
+        if gpus:
+            rooms.append((node.get("GPU", 0.0) + 1e-9) / gpus)
+        places += int(min(rooms))
+    return places
+
+
+def worker_cpus(nodes: Nodes, num_workers: int, gpus: float = 0.0) -> float:
+    """The largest CPU share at which every worker finds a place, rounded down to a hundredth.
+
+    Each node keeps headroom for Tune's trial drivers. Nodes differ: a share of the total could be
+    more than any single node has, and Ray would wait for it for ever.
+    """
+    roomy = [{**node, "CPU": node.get("CPU", 0.0) - CPU_HEADROOM} for node in nodes]
+    shares = {
+        math.floor(node["CPU"] / k * 100) / 100 for node in roomy for k in range(1, num_workers + 1)
+    }
+    fitting = [c for c in shares if c > 0 and num_places(roomy, c, gpus) >= num_workers]
+    # None fits: ask for a little, and let ``check_fits`` say what is missing.
+    return max(fitting, default=CPU_HEADROOM)
+
+
+def check_fits(resources: Resources, nodes: Nodes) -> None:
     """Refuse a request that the cluster cannot ever meet, instead of waiting for it for ever.
 
     Raises:
         ResourceError: naming what was asked for and what there is.
     """
-    asked = {
-        "CPU": resources.num_workers * resources.cpus_per_worker,
-        "GPU": resources.num_workers * resources.gpus_per_worker,
-    }
-    for name, amount in asked.items():
-        if amount > available.get(name, 0.0) + 1e-9:
-            raise ResourceError(
-                f"the run asks for {amount:g} {name} and the cluster has "
-                f"{available.get(name, 0.0):g}",
-                "cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker",
-                "Ray would wait for ever for workers that cannot be placed",
-                "ask for fewer workers or less per worker, or join a larger cluster",
-            )
+    places = num_places(nodes, resources.cpus_per_worker, resources.gpus_per_worker)
+    if places < resources.num_workers:
+        each = f"{resources.cpus_per_worker:g} CPU"
+        if resources.gpus_per_worker:
+            each += f" and {resources.gpus_per_worker:g} GPU"
+        has = f"{total(nodes, 'CPU'):g} CPU and {total(nodes, 'GPU'):g} GPU"
+        raise ResourceError(
+            f"the run asks for {resources.num_workers} workers of {each}; the cluster has room "
+            f"for {places} ({has} on {len(nodes)} nodes)",
+            "cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker",
+            "Ray would wait for ever for workers that cannot be placed",
+            "ask for fewer workers or less per worker, or join a larger cluster",
+        )
 
 
-def resources_for(cluster: ClusterConfig, available: dict[str, float]) -> Resources:
-    """What each worker group of a run asks for; defaults are equal shares of the cluster.
+def resources_for(cluster: ClusterConfig, nodes: Nodes) -> Resources:
+    """What each worker group of a run asks for; by default as much CPU as fits.
 
     Raises:
         ResourceError: more than the cluster has.
     """
     cpus = cluster.cpus_per_worker
     if cpus is None:
-        cpus = worker_cpus(available.get("CPU", 1.0), cluster.num_workers)
+        cpus = worker_cpus(nodes, cluster.num_workers, cluster.gpus_per_worker)
     resources = Resources(
         num_workers=cluster.num_workers,
         cpus_per_worker=cpus,
@@ -130,7 +163,7 @@ def resources_for(cluster: ClusterConfig, available: dict[str, float]) -> Resour
         placement=cluster.placement,
         max_failures=cluster.max_failures,
     )
-    check_fits(resources, available)
+    check_fits(resources, nodes)
     return resources
 
 
@@ -145,15 +178,20 @@ class OnDemandCluster:
     def __init__(self, cluster: ClusterConfig, ledger: Ledger) -> None:
         self._config, self._ledger = cluster, ledger
         self._stack = ExitStack()
-        self._available: dict[str, float] | None = None
+        self._nodes: Nodes | None = None
 
     @property
-    def available(self) -> dict[str, float]:
+    def nodes(self) -> Nodes:
         """What the cluster has; connects on the first look."""
-        if self._available is None:
+        if self._nodes is None:
             with self._ledger.span("Ray start and stop"):
-                self._available = self._stack.enter_context(ray_cluster(self._config.address))
-        return self._available
+                self._nodes = self._stack.enter_context(ray_cluster(self._config.address))
+        return self._nodes
+
+    @property
+    def num_cpus(self) -> int:
+        """Whole CPUs of the cluster, at least one."""
+        return max(1, int(total(self.nodes, "CPU")))
 
     def resources(self) -> Resources:
         """What each worker group asks for.
@@ -161,7 +199,7 @@ class OnDemandCluster:
         Raises:
             ResourceError: more than the cluster has, or it cannot be reached.
         """
-        return resources_for(self._config, self.available)
+        return resources_for(self._config, self.nodes)
 
     def __enter__(self) -> OnDemandCluster:
         return self

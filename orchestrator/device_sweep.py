@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestrator import records as keys
 from orchestrator.cells import bit_choices
-from orchestrator.cluster import ray_cluster
+from orchestrator.cluster import ray_cluster, total
 from orchestrator.errors import StoreError
 from orchestrator.figures import save_figure
 from orchestrator.figures_sweep import objective_over_limit
@@ -89,7 +89,7 @@ def sweep_devices(
             reused=True,
         )
     began = time.perf_counter()
-    with ray_cluster(address) as available:
+    with ray_cluster(address) as nodes:
         started = time.perf_counter()
         outcome = run_sweep(
             question_chunks(questions, DEVICES_PER_TRIAL, key),
@@ -97,7 +97,7 @@ def sweep_devices(
             tables,
             folder=folder,
             key=key,
-            concurrent=max(1, int(available.get("CPU", 1.0))),
+            concurrent=max(1, int(total(nodes, "CPU"))),
         )
     return _keep(session, step, key, folder, outcome, tables, started - began)
 

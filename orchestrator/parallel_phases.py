@@ -12,7 +12,7 @@ from typing import Any
 
 import solvers.errors
 import trainers.errors
-from orchestrator.cluster import OnDemandCluster, Resources
+from orchestrator.cluster import OnDemandCluster, num_places
 from orchestrator.launch import Launch, launch
 from orchestrator.phase_step import begin, finished_record, keep_result, phase_step, result_of
 from orchestrator.plan import Step
@@ -91,7 +91,8 @@ def _launch_all(
             return _told(Launch(wall_s=0.0, worked_s=0.0, error=error))
         return _told(done)
 
-    concurrent = _groups_at_once(ask, cluster.available)
+    places = num_places(cluster.nodes, ask.cpus_per_worker, ask.gpus_per_worker)
+    concurrent = max(1, places // ask.num_workers)
     session.say(f"{', '.join(by_name)}: {concurrent} at a time, {ask.num_workers} workers each")
     began = time.perf_counter()
     told = watched(
@@ -105,14 +106,6 @@ def _launch_all(
     worked_s = sum(t["worked_s"] for t in told.values()) / concurrent
     session.ledger.add("worker start and stop", max(0.0, wall_s - worked_s))
     return {name: _heard(t) for name, t in told.items()}
-
-
-def _groups_at_once(ask: Resources, available: Mapping[str, float]) -> int:
-    """How many worker groups the cluster has room for, at least one."""
-    rooms = [available.get("CPU", 1.0) / (ask.num_workers * ask.cpus_per_worker)]
-    if ask.gpus_per_worker:
-        rooms.append(available.get("GPU", 0.0) / (ask.num_workers * ask.gpus_per_worker))
-    return max(1, int(min(rooms)))
 
 
 def _told(done: Launch) -> dict[str, Any]:

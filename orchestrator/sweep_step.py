@@ -124,7 +124,7 @@ def _solve(
         search=session.config.search,
         accounting=session.config.accounting,
     )
-    available = cluster.available
+    num_cpus = cluster.num_cpus
     session.say(f"{step.name}: {step.about}")
     outcome = run_sweep(
         cell_chunks(plan.cells, session.config.search.limits_per_trial, step.key),
@@ -132,7 +132,7 @@ def _solve(
         tables,
         folder=session.store.step_dir(step.name),
         key=step.key,
-        concurrent=max(1, int(available.get("CPU", 1.0))),
+        concurrent=num_cpus,
     )
     session.ledger.add("solve", min(outcome.solve_wall_s, outcome.wall_s))
     session.ledger.add("Ray Tune", max(0.0, outcome.wall_s - outcome.solve_wall_s))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -40,6 +39,7 @@ class Command:
     """``mpq`` in a folder of its own."""
 
     folder: Path
+    config: str = CONFIG
     env: dict[str, str] = field(default_factory=lambda: {**os.environ, "OMP_NUM_THREADS": "1"})
 
     def write(self, name: str, text: str) -> Path:
@@ -86,18 +86,17 @@ class Command:
         process.kill()
         pytest.fail(f"{path} did not get {num_lines} lines in time")
 
+    def ray_processes(self) -> list[str]:
+        """Command lines of living Ray processes that runs in this folder started."""
+        import psutil
 
-def ray_processes(folder: Path) -> list[str]:
-    """Command lines of living Ray processes that the runs of ``folder`` started."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        command = " ".join(process.info["cmdline"] or [])
-        inside = str(folder) in (process.info["environ"] or {}).get("PWD", "")
-        if inside and ("raylet" in command or "gcs_server" in command or "ray::" in command):
-            found.append(command[:120])
-    return found
+        found = []
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            line = " ".join(process.info["cmdline"] or [])
+            inside = str(self.folder) in (process.info["environ"] or {}).get("PWD", "")
+            if inside and any(name in line for name in ("raylet", "gcs_server", "ray::")):
+                found.append(line[:120])
+        return found
 
 
 @pytest.fixture(scope="session")
@@ -118,8 +117,3 @@ def command(tmp_path: Path) -> Command:
     made = Command(tmp_path)
     made.env["PWD"] = str(tmp_path)
     return made
-
-
-def send(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """Send one signal to the driver alone."""
-    os.kill(process.pid, number)

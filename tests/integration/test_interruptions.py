@@ -8,7 +8,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import CONFIG, ray_processes, send
 
 if TYPE_CHECKING:
     from conftest import Command
@@ -25,21 +24,21 @@ def _results(command: Command) -> dict[str, Any]:
 
 
 def test_a_killed_driver_goes_on_to_the_same_results(finished: Command, command: Command) -> None:
-    command.write("tiny.yaml", CONFIG)
+    command.write("tiny.yaml", command.config)
     process = command.start("run", "tiny.yaml")
     steps = command.folder / "runs" / "tiny" / "steps"
     command.wait_for(process, steps / "indicators" / "progress.jsonl", 5)
-    send(process, signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     process.communicate()
     for _ in range(60):
-        if not ray_processes(command.folder):
+        if not command.ray_processes():
             break
         time.sleep(0.5)
-    assert ray_processes(command.folder) == []
+    assert command.ray_processes() == []
     # Killed again while policies are trained: what was trained stays.
     process = command.start("run", "tiny.yaml")
     command.wait_for(process, steps / "train" / "progress.jsonl", 2)
-    send(process, signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     process.communicate()
     time.sleep(10)
     code, output = command.run("run", "tiny.yaml")
@@ -50,23 +49,23 @@ def test_a_killed_driver_goes_on_to_the_same_results(finished: Command, command:
 
 
 def test_sigint_saves_says_how_to_go_on_and_leaves_no_process(command: Command) -> None:
-    text = CONFIG.replace("epochs: 60", "epochs: 4000")
+    text = command.config.replace("epochs: 60", "epochs: 4000")
     command.write("tiny.yaml", text)
     process = command.start("run", "tiny.yaml")
     progress = command.folder / "runs" / "tiny" / "steps" / "indicators" / "progress.jsonl"
     command.wait_for(process, progress, 3)
-    send(process, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "tiny.yaml" in output.split("go on")[-1]
-    assert ray_processes(command.folder) == []
+    assert command.ray_processes() == []
     checkpoints = list(progress.parent.glob("checkpoints/step-*"))
     assert checkpoints
     assert command.journal()[-1]["kind"] == "run_interrupted"
 
 
 def test_nothing_is_trained_when_no_limit_can_be_met(command: Command) -> None:
-    text = CONFIG.replace(
+    text = command.config.replace(
         "limits: [{bitops_level: 2.5x3}, {bitops_level: 3x3}, {bitops: 1}]",
         "limits: [{bitops: 1}, {weight_bytes: 10}]",
     )
@@ -78,12 +77,12 @@ def test_nothing_is_trained_when_no_limit_can_be_met(command: Command) -> None:
 
 
 def test_two_runs_at_once_are_refused(command: Command) -> None:
-    command.write("tiny.yaml", CONFIG)
+    command.write("tiny.yaml", command.config)
     process = command.start("run", "tiny.yaml")
     lock = command.folder / "runs" / "tiny" / "lock"
     command.wait_for(process, lock, 1)
     code, output = command.run("run", "tiny.yaml", timeout_s=120)
-    send(process, signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     process.communicate()
     time.sleep(5)
     assert code == 4, output
@@ -103,7 +102,7 @@ def test_two_runs_at_once_are_refused(command: Command) -> None:
 def test_wrong_configurations_are_refused_before_ray(
     command: Command, change: tuple[str, str], words: tuple[str, ...]
 ) -> None:
-    command.write("tiny.yaml", CONFIG.replace(*change))
+    command.write("tiny.yaml", command.config.replace(*change))
     code, output = command.run("run", "tiny.yaml", timeout_s=120)
     assert code == 2, output
     assert "Traceback" not in output
@@ -113,10 +112,10 @@ def test_wrong_configurations_are_refused_before_ray(
 
 
 def test_more_workers_than_the_machine_has_are_refused(command: Command) -> None:
-    command.write("tiny.yaml", CONFIG)
+    command.write("tiny.yaml", command.config)
     code, output = command.run(
         "run", "tiny.yaml", "--set", "cluster.num_workers=4", "--set", "cluster.cpus_per_worker=64",
         timeout_s=120,
     )  # fmt: skip
     assert code == 6, output
-    assert "256 CPU" in output
+    assert "4 workers of 64 CPU" in output

@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import CONFIG
 
 if TYPE_CHECKING:
     from conftest import Command
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 def test_two_targets_share_a_meta_state_and_stand_beside_the_controls(command: Command) -> None:
     text = (
-        CONFIG.replace("method: limpq", "method: metamix")
+        command.config.replace("method: limpq", "method: metamix")
         .replace("weight: [2, 3, 4], act: [2, 3, 4]", "weight: [4], act: [2, 4, 8]")
         .replace("{bitops_level: 2.5x3}, {bitops_level: 3x3}, {bitops: 1}",
                  "{bitops_level: 4x4}, {bitops_level: 4x5}, {bitops: 1}")

@@ -1,0 +1,51 @@
+"""What workers ask for, decided without a cluster."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.cluster import Resources, check_fits, num_places, resources_for, worker_cpus
+from orchestrator.config_schema import ClusterConfig
+from orchestrator.errors import ResourceError
+
+
+def _ask(num_workers: int, cpus: float, gpus: float = 0.0) -> Resources:
+    return Resources(
+        num_workers=num_workers,
+        cpus_per_worker=cpus,
+        gpus_per_worker=gpus,
+        num_threads=1,
+        placement="PACK",
+        max_failures=0,
+    )
+
+
+def test_two_workers_share_two_cores_less_what_trial_drivers_need() -> None:
+    assert worker_cpus([{"CPU": 2.0}], 2) == 0.95
+    assert num_places([{"CPU": 2.0}], 0.95, 0) == 2
+
+
+def test_a_share_of_the_total_that_no_node_has_is_never_asked_for() -> None:
+    nodes = [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}]
+    assert worker_cpus(nodes, 2, gpus=1.0) == 3.9
+    share = worker_cpus(nodes, 3)
+    assert num_places(nodes, share, 0) >= 3
+    assert num_places(nodes, share + 0.5, 0) < 3
+
+
+def test_what_cannot_be_placed_is_refused_with_what_there_is() -> None:
+    check_fits(_ask(2, 1.0), [{"CPU": 1.0}, {"CPU": 1.0}])
+    with pytest.raises(ResourceError, match=r"1 workers of 2 CPU; the cluster has room for 0"):
+        check_fits(_ask(1, 2.0), [{"CPU": 1.0}, {"CPU": 1.0}])
+    with pytest.raises(ResourceError, match="GPU"):
+        check_fits(_ask(1, 1.0, 1.0), [{"CPU": 8.0}])
+
+
+def test_more_workers_than_places_are_refused_with_default_shares() -> None:
+    with pytest.raises(ResourceError):
+        resources_for(ClusterConfig(num_workers=2, gpus_per_worker=1.0), [{"CPU": 8.0, "GPU": 1.0}])
+
+
+def test_threads_follow_the_share() -> None:
+    ask = resources_for(ClusterConfig(num_workers=1), [{"CPU": 8.0}])
+    assert (ask.cpus_per_worker, ask.num_threads) == (7.9, 8)
