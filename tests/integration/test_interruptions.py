@@ -23,6 +23,15 @@ def _results(command: Command) -> dict[str, Any]:
     }
 
 
+def _wait_for_the_end_of_ray(command: Command) -> None:
+    """A killed driver's local cluster notices and ends by itself within half a minute."""
+    for _ in range(60):
+        if not command.ray_processes():
+            return
+        time.sleep(0.5)
+    pytest.fail(f"left behind: {command.ray_processes()}")
+
+
 def test_a_killed_driver_goes_on_to_the_same_results(finished: Command, command: Command) -> None:
     command.write("tiny.yaml", command.config)
     process = command.start("run", "tiny.yaml")
@@ -30,17 +39,13 @@ def test_a_killed_driver_goes_on_to_the_same_results(finished: Command, command:
     command.wait_for(process, steps / "indicators" / "progress.jsonl", 5)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    for _ in range(60):
-        if not command.ray_processes():
-            break
-        time.sleep(0.5)
-    assert command.ray_processes() == []
+    _wait_for_the_end_of_ray(command)
     # Killed again while policies are trained: what was trained stays.
     process = command.start("run", "tiny.yaml")
     command.wait_for(process, steps / "train" / "progress.jsonl", 2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    time.sleep(10)
+    _wait_for_the_end_of_ray(command)
     code, output = command.run("run", "tiny.yaml")
     assert code == 3, output
     assert "pretrain: done before" in output
@@ -48,12 +53,17 @@ def test_a_killed_driver_goes_on_to_the_same_results(finished: Command, command:
     assert _results(command) == _results(finished)
 
 
-def test_sigint_saves_says_how_to_go_on_and_leaves_no_process(command: Command) -> None:
+def test_sigint_saves_and_leaves_no_process_and_a_second_start_is_refused(
+    command: Command,
+) -> None:
     text = command.config.replace("epochs: 60", "epochs: 4000")
     command.write("tiny.yaml", text)
     process = command.start("run", "tiny.yaml")
     progress = command.folder / "runs" / "tiny" / "steps" / "indicators" / "progress.jsonl"
     command.wait_for(process, progress, 3)
+    code, refusal = command.run("run", "tiny.yaml", timeout_s=120)
+    assert code == 4, refusal
+    assert str(process.pid) in refusal
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
@@ -76,19 +86,6 @@ def test_nothing_is_trained_when_no_limit_can_be_met(command: Command) -> None:
     assert {r["phase"] for r in command.records()} == {"costs", "solve"}
 
 
-def test_two_runs_at_once_are_refused(command: Command) -> None:
-    command.write("tiny.yaml", command.config)
-    process = command.start("run", "tiny.yaml")
-    lock = command.folder / "runs" / "tiny" / "lock"
-    command.wait_for(process, lock, 1)
-    code, output = command.run("run", "tiny.yaml", timeout_s=120)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    time.sleep(5)
-    assert code == 4, output
-    assert str(process.pid) in output
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -100,10 +97,18 @@ def test_two_runs_at_once_are_refused(command: Command) -> None:
     ],
 )
 def test_wrong_configurations_are_refused_before_ray(
-    command: Command, change: tuple[str, str], words: tuple[str, ...]
+    command: Command,
+    change: tuple[str, str],
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    command.write("tiny.yaml", command.config.replace(*change))
-    code, output = command.run("run", "tiny.yaml", timeout_s=120)
+    from orchestrator.cli import run_command
+
+    path = command.write("tiny.yaml", command.config.replace(*change))
+    monkeypatch.chdir(command.folder)
+    code = run_command(["run", path.name])
+    output = capfd.readouterr().err
     assert code == 2, output
     assert "Traceback" not in output
     for word in (*words, "tiny.yaml:"):
