@@ -14,6 +14,7 @@ _PHASES = {
     "metamix.bit_selection": "trainers.metamix.bit_selection",
     "metamix.drift": "trainers.metamix.drift",
     "metamix.distributions": "trainers.metamix.distributions",
+    "hessian": "trainers.hessian",
     "weight_training": "trainers.weight_training",
 }
 

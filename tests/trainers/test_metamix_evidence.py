@@ -13,7 +13,7 @@ from solvers.tables import BitChoices
 from trainers.checkpoint import save_tensors
 from trainers.costs import trace_costs
 from trainers.errors import InterruptedPhaseError, ModelError
-from trainers.metamix import distributions, drift
+from trainers.metamix import tables
 from trainers.metamix.evidence_config import DistributionConfig, DriftConfig
 from trainers.models import build_model
 from trainers.phases import DataSpec, ModelSpec, PhaseContext, PhaseSpec
@@ -44,7 +44,7 @@ def run(phase, config, inputs, folder, **context):
 
 def rows_of(result, folder):
     columns = ["variant", "update", "bits", "variance", "shift"]
-    return read_table(folder / result.outputs["drift"], drift.SCHEMA, columns)[1]
+    return read_table(folder / result.outputs["drift"], tables.DRIFT_SCHEMA, columns)[1]
 
 
 def test_drift_records_every_update_of_every_variant(inputs, tmp_path):
@@ -95,7 +95,9 @@ def test_distributions_count_every_value_of_every_cell(inputs, tmp_path, trainin
     config = replace(CELLS, training=training, layers=("layer1.0.conv2", "layer3.0.conv1"))
     result = run("metamix.distributions", config, inputs, tmp_path)
     columns = ["weight_bits", "act_bits", "layer", "left", "right", "count", "variance"]
-    rows = read_table(tmp_path / result.outputs["distributions"], distributions.SCHEMA, columns)[1]
+    rows = read_table(
+        tmp_path / result.outputs["distributions"], tables.DISTRIBUTIONS_SCHEMA, columns
+    )[1]
     totals: dict[tuple, int] = {}
     for w, a, layer, count in zip(
         rows["weight_bits"], rows["act_bits"], rows["layer"], rows["count"], strict=True

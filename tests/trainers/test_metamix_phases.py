@@ -22,7 +22,7 @@ from trainers.checkpoint import load_tensors, save_tensors, state_hash
 from trainers.costs import trace_costs
 from trainers.errors import DivergedError, InterruptedPhaseError, ModelError
 from trainers.metamix.config import BitSelectionConfig, MetaConfig, MetaMixConfig, SearchConfig
-from trainers.metamix.history import SCHEMA
+from trainers.metamix.tables import HISTORY_SCHEMA as SCHEMA
 from trainers.models import build_model
 from trainers.phases import DataSpec, ModelSpec, PhaseContext, PhaseSpec
 from trainers.recipes import TrainConfig

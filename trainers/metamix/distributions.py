@@ -25,13 +25,14 @@ from trainers.loop import Training
 from trainers.metamix.config import MetaMixConfig
 from trainers.metamix.evidence_config import DistributionConfig
 from trainers.metamix.setup import MetaTraining, prepare
+from trainers.metamix.tables import DISTRIBUTIONS_COLUMNS, DISTRIBUTIONS_SCHEMA
 from trainers.meters import device_name
 from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
 from trainers.quant.handle import Bits
 from trainers.quant.tracing import evaluating
 from trainers.results import load_result, save_result
 
-SCHEMA, TABLE = "input-distributions/1", "distributions.parquet"
+TABLE = "distributions.parquet"
 
 
 def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
@@ -52,8 +53,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     config: DistributionConfig = spec.config
     assert spec.choices is not None, "the plan gives every search phase its candidates"
     acts = spec.choices.act_bits
-    names = ("weight_bits", "act_bits", "layer", "left", "right", "count", "variance")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
+    columns: dict[str, list[Any]] = {name: [] for name in DISTRIBUTIONS_COLUMNS}
     metrics, cost = {}, Cost()
     ranges: dict[str, tuple[float, float]] = {}
     for weight_bits in config.weight_bits:
@@ -90,7 +90,9 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     )
     if context.rank == 0:
         arrays = {name: pa.array(values) for name, values in columns.items()}
-        write_table(context.step_dir / TABLE, SCHEMA, {"training": config.training}, arrays)
+        write_table(
+            context.step_dir / TABLE, DISTRIBUTIONS_SCHEMA, {"training": config.training}, arrays
+        )
         save_result(context.step_dir / "result.json", result)
     return result
 

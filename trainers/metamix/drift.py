@@ -19,12 +19,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from solvers.parquet import write_table
 from solvers.tables import BitChoices
 from trainers.data import Batch
+from trainers.distributed import sum_over_ranks, world_size
 from trainers.errors import ModelError
 from trainers.loop import Training
 from trainers.metamix.config import MetaMixConfig
 from trainers.metamix.evidence_config import DriftConfig, Variant
 from trainers.metamix.search_step import norms_at
 from trainers.metamix.setup import MetaTraining, prepare
+from trainers.metamix.tables import DRIFT_COLUMNS, DRIFT_SCHEMA
 from trainers.meters import device_name
 from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
 from trainers.quant.handle import Bits
@@ -33,7 +35,7 @@ from trainers.results import load_result, save_result
 from trainers.seeds import generator
 from trainers.setup import SAMPLE_IMAGES, make_data, make_network
 
-SCHEMA, TABLE = "norm-drift/1", "drift.parquet"
+TABLE = "drift.parquet"
 
 
 def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
@@ -52,9 +54,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         return done
     config: DriftConfig = spec.config
     assert spec.choices is not None, "the plan gives every search phase its candidates"
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("variant", "update", "bits", "variance", "shift")
-    }
+    columns: dict[str, list[Any]] = {name: [] for name in DRIFT_COLUMNS}
     metrics, cost = {}, Cost()
     layer = norm = ""
     for variant in config.variants:
@@ -94,7 +94,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     )
     if context.rank == 0:
         arrays = {name: pa.array(values) for name, values in columns.items()}
-        write_table(context.step_dir / TABLE, SCHEMA, {"layer": layer, "norm": norm}, arrays)
+        write_table(context.step_dir / TABLE, DRIFT_SCHEMA, {"layer": layer, "norm": norm}, arrays)
         save_result(context.step_dir / "result.json", result)
     return result
 
@@ -167,8 +167,10 @@ class _Watch:
     def _record(self, update: int) -> None:
         assert self.norm.running_var is not None
         assert self.norm.running_mean is not None
-        variance = float(self.norm.running_var.mean())
-        shift = float(self.norm.running_mean.abs().mean())
+        # Statistics are per rank; what is recorded is their mean, the same on every rank.
+        device = str(self.norm.running_var.device)
+        own = [float(self.norm.running_var.mean()), float(self.norm.running_mean.abs().mean())]
+        variance, shift = (v / world_size() for v in sum_over_ranks(own, device))
         self.records.append((update + 1, self.drawn_bits(update), variance, shift))
 
 

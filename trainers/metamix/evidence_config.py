@@ -1,4 +1,4 @@
-"""Settings of the experiments behind the paper's Figures 1, 2 and 6."""
+"""Settings of the experiments behind the paper's Figures 1, 2, 6 and 7: section ``evidence``."""
 
 from __future__ import annotations
 
@@ -66,3 +66,44 @@ class DistributionConfig(MetaConfig):
     images: Count = 512
     bins: Annotated[int, Ge(2), Le(10_000)] = 64
     reach: Annotated[float, Gt(0.0), Le(100.0)] = 1.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HessianConfig:
+    """The line of Figure 7 (b): Hessian trace of each layer of the full-precision network.
+
+    Attributes:
+        images: training images that the loss is averaged over. Ours.
+        batch_size: images per product, over all workers; only memory and time depend on it.
+        min_probes: random vectors at least: two equal means in a row may be chance. Ours.
+        max_probes: random vectors at most. PyHessian: 100.
+        tol: relative change of every layer's running mean that ends it. PyHessian: 1e-3.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    images: Count = 512
+    batch_size: Count = 256
+    min_probes: Annotated[int, Ge(2)] = 10
+    max_probes: Annotated[int, Ge(2)] = 100
+    tol: Annotated[float, Ge(0.0), Le(1.0)] = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvidenceConfig:
+    """Which of the MetaMix paper's observations to repeat on this network and these images.
+
+    Each is a step with data and figures of its own, run after everything else, whatever the
+    method. Null and empty = not run.
+
+    Attributes:
+        drift: BatchNorm statistics under random bit changes (Figure 2).
+        distributions: what layers read, over weight and activation bits (Figures 1 and 6).
+        hessian: Hessian traces, drawn beside the selected bits (Figure 7 b).
+    """
+
+    __pydantic_config__ = CLOSED
+
+    drift: DriftConfig | None = None
+    distributions: tuple[DistributionConfig, ...] = ()
+    hessian: HessianConfig | None = None

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from solvers.parquet import write_table
 from trainers.metamix.architecture import Architecture
-
-SCHEMA = "alpha-history/1"
+from trainers.metamix.tables import HISTORY_COLUMNS, HISTORY_SCHEMA
 
 
 class AlphaHistory:
@@ -51,9 +50,7 @@ class AlphaHistory:
 
     def save(self, path: Path) -> None:
         """Write the table."""
-        columns: dict[str, list[Any]] = {
-            name: [] for name in ("update", "unit", "tensor", "bits", "alpha", "probability")
-        }
+        columns: dict[str, list[Any]] = {name: [] for name in HISTORY_COLUMNS}
         sizes = [len(unit.bits) for unit in self.architecture.searched]
         for update, flat in zip(self.updates, self.alphas, strict=True):
             for unit, alpha in zip(
@@ -67,4 +64,4 @@ class AlphaHistory:
                     for column, value in zip(columns.values(), row, strict=True):
                         column.append(value)
         arrays = {name: pa.array(values) for name, values in columns.items()}
-        write_table(path, SCHEMA, {"updates": self.total}, arrays)
+        write_table(path, HISTORY_SCHEMA, {"updates": self.total}, arrays)
