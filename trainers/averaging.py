@@ -21,9 +21,12 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
-        self.averages: dict[str, Tensor] = {
-            name: p.detach().clone() for name, p in model.named_parameters()
-        }
+        self.averages: dict[str, Tensor] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again at the parameters as they are now."""
+        self.averages = {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     @torch.no_grad()
     def update(self) -> None:

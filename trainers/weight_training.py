@@ -26,7 +26,6 @@ from trainers.checkpoint import save_tensors
 from trainers.data import Batch, ImageData
 from trainers.distillation import make_loss
 from trainers.errors import DivergedError, ModelError
-from trainers.evaluate import evaluate, reestimate_batchnorm
 from trainers.freezing import ProgressiveFreezing
 from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
@@ -37,6 +36,7 @@ from trainers.quant.handle import QuantNetwork
 from trainers.recipes import TrainConfig
 from trainers.results import load_result, save_result
 from trainers.setup import make_data, make_network, make_plan, quantize
+from trainers.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,8 @@ def train_policy(
         if freezing is not None and freezing.before_update(images, update):
             meter.forward(len(labels))
         loss = task(model(images), labels, task.targets(images))
+        if update == 0 and average is not None:
+            average.restart()  # this pass gave the activations' step sizes their start
         meter.forward(len(labels))
         loss.backward()
         meter.backward()
@@ -143,20 +145,26 @@ def train_policy(
         clip_grad_value=recipe.clip_grad_value,
         after=after,
     )
-    extra = {"average": average, "freezing": freezing}
+    validation = Validation(
+        model,
+        data.test,
+        lambda: plan.epoch(0),
+        recipe.bn_reestimate_images,
+        spec.eval_batch_size,
+        context,
+    )
+    extra = {"average": average, "freezing": freezing, "validation": validation}
     facts: dict[str, Any] = {
         "policy_id": policy.policy_id,
         "num_updates": total,
         "inherited_steps": "act_steps" in spec.inputs,
     }
-    curve: dict[str, float] = {}
 
     def after_epoch(epoch: int) -> dict[str, float]:
         if not recipe.evaluate_every or (epoch + 1) % recipe.evaluate_every:
             return {}
-        measured = evaluate(model, data.test, spec.eval_batch_size, context, meter)
-        curve[f"top1_epoch_{epoch + 1}"] = measured["top1"]
-        return {"top1": measured["top1"]}
+        with meter.paused():
+            return {"top1": validation.between_epochs(epoch)}
 
     try:
         metrics = Training(
@@ -172,36 +180,30 @@ def train_policy(
             after_epoch=after_epoch,
             extra={name: value for name, value in extra.items() if value is not None},
         ).run()
+        cost = meter.total()
+        if average is not None:
+            average.apply()
+        metrics |= validation.points | validation.measure()
     except DivergedError as error:
         log.warning("policy %s diverged: %s", policy.policy_id, error)
         result = PhaseResult(
             phase=spec.phase,
             cost=meter.total(),
+            eval_cost=validation.cost,
             device=device_name(context.device),
             facts={**facts, "diverged": str(error)},
         )
         if context.rank == 0:
             save_result(context.step_dir / "result.json", result)
         return result
-    cost = meter.total()
-    if average is not None:
-        average.apply()
     if freezing is not None:
         facts["frozen_layers"] = list(freezing.frozen)
-    evaluation = Meter(context.device)
-    if recipe.bn_reestimate_images:
-        reestimate_batchnorm(model, plan.epoch(0), recipe.bn_reestimate_images, context, evaluation)
-    metrics = {
-        **metrics,
-        **curve,
-        **evaluate(model, data.test, spec.eval_batch_size, context, evaluation),
-    }
     result = PhaseResult(
         phase=spec.phase,
         outputs={"weights": "weights.pt"},
         metrics=metrics,
         cost=cost,
-        eval_cost=evaluation.total(),
+        eval_cost=validation.cost,
         device=device_name(context.device),
         facts={**facts, "data_fingerprint": data.fingerprint, "input_ranges": dict(network.kinds)},
     )

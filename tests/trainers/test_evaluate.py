@@ -84,6 +84,7 @@ def test_re_estimated_statistics_are_the_mean_over_batches(context, momentum):
     with torch.no_grad():
         model[1].running_mean.fill_(5.0)
         model[1].running_var.fill_(7.0)
+        model[1].num_batches_tracked.fill_(9)
         inputs = [model[0](x).transpose(0, 1).flatten(1) for x, _ in batches()]
     meter = Meter()
     reestimate_batchnorm(model, batches(), 60, context, meter)
