@@ -12,6 +12,7 @@ The loop owns position, checkpoints, reports and stopping, so that they are the 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,11 @@ from trainers.meters import Meter
 from trainers.optim import set_learning_rate
 from trainers.phases import Cost, PhaseContext
 from trainers.seeds import derive
+
+
+# Updates between checkpoints inside an epoch: ImageNet at batch 256 has 5,005 updates an epoch.
+CHECKPOINT_UPDATES = 1000
+PROGRESS_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +96,7 @@ class Training:
     after_epoch: Callable[[int], Mapping[str, float]] | None = None
     _losses: dict[str, float] = field(default_factory=dict, init=False)
     _metrics: dict[str, float] = field(default_factory=dict, init=False)
+    _next_word: float = field(default=0.0, init=False)
 
     def run(self) -> dict[str, float]:
         """Train to the end, from the newest checkpoint if there is one.
@@ -116,6 +123,9 @@ class Training:
                 update += 1
                 if stop or update == self.total_updates:
                     break
+                if update % CHECKPOINT_UPDATES == 0:
+                    self._save(checkpoints, update)
+                self._say_progress(epoch, update)
             # What an epoch's end does is done before a stop, or a resume would leave it out; and
             # it is done where training ends inside an epoch, for all ranks go on alike from there.
             ended = update % per_epoch == 0 or update == self.total_updates
@@ -139,6 +149,18 @@ class Training:
                     "the same command goes on from there"
                 )
         return dict(self._metrics)
+
+    def _say_progress(self, epoch: int, update: int) -> None:
+        """Where an epoch takes long: a line now and then, of this rank alone, without a barrier."""
+        now = time.monotonic()
+        if now < self._next_word:
+            return
+        done = update - epoch * self.plan.num_batches
+        if self._next_word:
+            means = {name: value / done for name, value in self._losses.items()}
+            where = {"epoch": epoch + 1, "update": update, "updates": self.total_updates}
+            self.context.progress({**where, **means})
+        self._next_word = now + PROGRESS_EVERY_S
 
     def _end_epoch(self, epoch: int, update: int) -> None:
         """Average statistics over ranks, and take the epoch's metrics."""

@@ -105,6 +105,7 @@ class PhaseContext:
         world_size: number of processes.
         device: torch device string of this rank.
         report: called on every rank once an epoch, the same number of times on each.
+        progress: called now and then on any rank, for people; no barrier, nothing depends on it.
         should_stop: asked between steps; true once the driver wants a checkpoint and an end.
     """
 
@@ -113,6 +114,7 @@ class PhaseContext:
     world_size: int = 1
     device: str = "cpu"
     report: Report = _ignore
+    progress: Report = _ignore
     should_stop: Callable[[], bool] = lambda: False
 
     @classmethod

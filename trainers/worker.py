@@ -51,6 +51,7 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
         world_size=train_context.get_world_size(),
         device=str(ray.train.torch.get_device()),
         report=_reporter(Path(settings["step_dir"]), train_context.get_world_rank()),
+        progress=_teller(Path(settings["step_dir"]), train_context.get_world_rank()),
         should_stop=StopRequest(Path(settings["run_dir"])),
     )
     error: Exception | None = None
@@ -62,12 +63,22 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return {"began_unix_s": began, "worked_s": time.time() - began, "error": error}
 
 
-def _reporter(step_dir: Path, rank: int) -> Report:
-    """Tell Ray on every rank, and the driver, through a file, from rank 0."""
+def _teller(step_dir: Path, rank: int) -> Report:
+    """Tell the driver, through a file, from rank 0."""
 
-    def report(metrics: Mapping[str, float]) -> None:
+    def tell(metrics: Mapping[str, float]) -> None:
         if rank == 0:
             append_progress(step_dir, metrics)
+
+    return tell
+
+
+def _reporter(step_dir: Path, rank: int) -> Report:
+    """Tell Ray on every rank, and the driver."""
+    tell = _teller(step_dir, rank)
+
+    def report(metrics: Mapping[str, float]) -> None:
+        tell(metrics)
         ray.train.report(dict(metrics))
 
     return report
