@@ -30,7 +30,6 @@ from trainers.optim import set_learning_rate
 from trainers.phases import Cost, PhaseContext
 from trainers.seeds import derive
 
-
 # Updates between checkpoints inside an epoch: ImageNet at batch 256 has 5,005 updates an epoch.
 CHECKPOINT_UPDATES = 1000
 PROGRESS_EVERY_S = 10.0
