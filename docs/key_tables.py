@@ -43,7 +43,9 @@ def _section(prefix: str, owner: type, default: str) -> Iterator[str]:
     if default:
         yield from (f"Default: {default}.", "")
     nested = [f for f in fields(owner) if _section_class(owner, f)]
-    yield from (*_table(owner, [f for f in fields(owner) if f not in nested]), "")
+    plain = [f for f in fields(owner) if f not in nested]
+    if plain:
+        yield from (*_table(owner, plain), "")
     meanings = _meanings(owner)
     for field in nested:
         inner = _section_class(owner, field)

@@ -2,8 +2,8 @@
 
 To add a section, add a dataclass here and a field to ``ExperimentConfig``; validation, error
 messages, near-name suggestions, ``--set`` and the resolved dump follow from the types. The
-sections ``pretrain``, ``indicators``, ``train`` and ``evaluate`` belong to the trainers room and
-are only referred to.
+sections ``pretrain``, ``indicators``, ``metamix``, ``evidence``, ``train`` and ``evaluate`` belong
+to the trainers room and are only referred to.
 
 Sources: "paper" = the LIMPQ paper, "published code" = its released code, "ours" = chosen here.
 """
@@ -25,6 +25,7 @@ from solvers.errors import LimitError, TableError
 from solvers.limits import limit_from
 from trainers.limpq.config import IndicatorConfig
 from trainers.metamix.config import MetaMixConfig
+from trainers.metamix.evidence_config import EvidenceConfig
 from trainers.phases import DataSpec, ModelSpec
 from trainers.recipes import CLOSED, EvaluateConfig, PretrainConfig, TrainConfig
 
@@ -345,6 +346,7 @@ class ExperimentConfig:
             For MetaMix also ``limpq`` (indicators learned on the same candidates; ``reversed`` and
             ``initial`` need it there) and ``metamix_ilp`` (the solver over the meta-state's
             activation step sizes).
+        evidence: observations of the MetaMix paper to repeat beside the search.
         evaluate: how networks are measured.
         tracking: the MLflow mirror.
     """
@@ -373,6 +375,7 @@ class ExperimentConfig:
         "reversed",
         "initial",
     )
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

@@ -55,6 +55,11 @@ def contradictions(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Co
         *_about_schedule("train", config.train),
         *_about_controls(config, body),
         *_about_targets(config),
+        *(
+            found
+            for section, recipe in _evidence_trainings(config).items()
+            for found in _about_schedule(section, recipe)
+        ),
     ]
 
 
@@ -115,11 +120,12 @@ def _about_workers(config: ExperimentConfig) -> list[Contradiction]:
         "indicators": config.indicators.batch_size if config.learns_indicators else None,
         "metamix.meta": config.metamix.meta.batch_size if config.method == "metamix" else None,
         "train": config.train.batch_size,
+        **{name: recipe.batch_size for name, recipe in _evidence_trainings(config).items()},
     }
     for section, batch_size in batches.items():
         if batch_size is not None and batch_size % workers:
             allowed = f"a multiple of cluster.num_workers, {workers}: batch sizes are global"
-            path: KeyPath = (*section.split("."), "batch_size")
+            path: KeyPath = (*_keys(section), "batch_size")
             found.append(
                 Contradiction(path, str(batch_size), allowed, beside=(("cluster", "num_workers"),))
             )
@@ -133,18 +139,34 @@ def _about_schedule(section: str, phase: OptimizerConfig | None) -> list[Contrad
     path: KeyPath
     if phase.min_lr > phase.lr:
         allowed = f"at most lr, {phase.lr}"
-        path = (*section.split("."), "min_lr")
-        found.append(Contradiction(path, str(phase.min_lr), allowed, beside=((section, "lr"),)))
+        path = (*_keys(section), "min_lr")
+        beside: tuple[KeyPath, ...] = ((*_keys(section), "lr"),)
+        found.append(Contradiction(path, str(phase.min_lr), allowed, beside=beside))
     if phase.steps is None and phase.warmup_epochs >= phase.epochs:
         allowed = f"less than epochs, {phase.epochs}"
-        path = (*section.split("."), "warmup_epochs")
-        beside: tuple[KeyPath, ...] = ((section, "epochs"), (section, "steps"))
+        path = (*_keys(section), "warmup_epochs")
+        beside = ((*_keys(section), "epochs"), (*_keys(section), "steps"))
         found.append(Contradiction(path, str(phase.warmup_epochs), allowed, beside=beside))
     clamp = phase.step_clamp if isinstance(phase, QuantTrainingConfig) else None
     if clamp is not None and clamp[0] >= clamp[1]:
-        path = (*section.split("."), "step_clamp")
+        path = (*_keys(section), "step_clamp")
         found.append(Contradiction(path, str(list(clamp)), "[lowest, highest]"))
     return found
+
+
+def _evidence_trainings(config: ExperimentConfig) -> dict[str, OptimizerConfig]:
+    """Evidence that trains, by dotted name."""
+    recipes: dict[str, OptimizerConfig] = {}
+    if config.evidence.drift is not None:
+        recipes["evidence.drift"] = config.evidence.drift
+    for index, recipe in enumerate(config.evidence.distributions):
+        recipes[f"evidence.distributions.{index}"] = recipe
+    return recipes
+
+
+def _keys(section: str) -> KeyPath:
+    """A dotted name as the path of a problem; numbers are places in a list."""
+    return tuple(int(key) if key.isdecimal() else key for key in section.split("."))
 
 
 def _about_controls(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Contradiction]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 # Okabe and Ito, in the order of a scale: narrow widths warm, wide ones cool.
 _WIDTH_COLOURS = ("#D55E00", "#E69F00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7")
@@ -122,35 +123,68 @@ def alpha_paths(rows: Rows, tensor: str = "act") -> Figure:
 def selected_bits(
     bits: Mapping[str, int],
     depthwise: frozenset[str],
-    line: Mapping[str, float] | None = None,
-    line_label: str = "",
+    lines: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Figure:
-    """Activation bits by layer, depth-wise layers apart, with a second quantity (Figure 7).
+    """Activation bits by layer, depth-wise layers apart, over what may explain them (Figure 7).
 
     Args:
         bits: layer -> activation bits, in network order.
         depthwise: names of the depth-wise layers.
-        line: layer -> positive value on a logarithmic axis of its own, e.g. MACs.
-        line_label: what ``line`` is.
+        lines: what it is (MACs, Hessian trace over MACs) -> layer -> value; a panel each, on a
+            logarithmic scale where all values are positive.
     """
+    lines = lines or {}
     names = list(bits)
-    figure = _figure(1.5 + 0.17 * len(names), 2.6)
-    axes = figure.subplots()
+    places = range(len(names))
+    figure = _figure(max(4.0, 1.5 + 0.17 * len(names)), 2.4 + 1.1 * len(lines))
+    ratios = [2.0, *[1.0] * len(lines)]
+    grid = figure.subplots(
+        1 + len(lines), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios}
+    )
+    panels = list(grid[:, 0])
     colours = [_DEPTHWISE if name in depthwise else _OTHER for name in names]
-    axes.bar(range(len(names)), list(bits.values()), color=colours)
+    panels[0].bar(places, list(bits.values()), color=colours)
+    panels[0].set_ylabel("activation bits", fontsize=8)
+    for axes, (label, values) in zip(panels[1:], lines.items(), strict=True):
+        shown = [(i, values[name]) for i, name in enumerate(names) if name in values]
+        axes.plot(
+            [i for i, _ in shown], [v for _, v in shown], color=_LINE, marker=".", linewidth=0.8
+        )
+        # A Hessian trace may be negative.
+        if all(value > 0 for _, value in shown):
+            axes.set_yscale("log")
+        axes.set_ylabel(label, fontsize=7)
+    for axes in panels:
+        axes.tick_params(which="both", labelsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xticks(places, names, fontsize=5, rotation=90)
+    if depthwise:
+        handles = [Patch(color=_DEPTHWISE, label="depth-wise"), Patch(color=_OTHER, label="other")]
+        figure.legend(
+            handles=handles, loc="outside upper right", ncols=2, fontsize=7, frameon=False
+        )
+    return figure
+
+
+def hessian_traces(rows: Rows) -> Figure:
+    """Average Hessian trace of every layer, with one standard error.
+
+    Args:
+        rows: columns layer, trace, standard_error, num_weights of ``hessian``.
+    """
+    names = rows["layer"]
+    sizes = rows["num_weights"]
+    means = [trace / size for trace, size in zip(rows["trace"], sizes, strict=True)]
+    errors = [error / size for error, size in zip(rows["standard_error"], sizes, strict=True)]
+    figure = _figure(max(4.0, 1.5 + 0.17 * len(names)), 2.8)
+    axes = figure.subplots()
+    axes.errorbar(
+        range(len(names)), means, yerr=errors, color=_LINE, marker=".", linewidth=0.8, capsize=2
+    )
     axes.set_xticks(range(len(names)), names, fontsize=5, rotation=90)
-    axes.set_ylabel("activation bits", fontsize=8)
-    axes.spines["top"].set_visible(False)
-    if line is not None:
-        other = axes.twinx()
-        other.plot(
-            [i for i, n in enumerate(names) if n in line], [line[n] for n in names if n in line],
-            color=_LINE, marker=".", linewidth=0.8,
-        )  # fmt: skip
-        other.set_yscale("log")
-        other.set_ylabel(line_label, fontsize=8, color=_LINE)
-        other.tick_params(labelsize=6)
-        other.spines["top"].set_visible(False)
+    axes.set_ylabel("Hessian trace / weights", fontsize=8)
+    axes.tick_params(labelsize=6)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

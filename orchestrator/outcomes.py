@@ -62,10 +62,15 @@ def phase_record(
     outputs: Mapping[str, str],
     wall_s: float,
 ) -> RunRecord:
-    """A finished training phase: ``pretrain`` measures, a search phase costs."""
+    """A finished training phase: ``pretrain`` measures, a search phase costs.
+
+    Evidence leads to no policy: its numbers and its costs stand apart from any search's.
+    """
     metrics = dict(_eval_metrics(result))
     if phase == "pretrain":
         metrics |= _train_cost(result.cost)
+    elif phase == keys.EVIDENCE:
+        metrics = {f"{keys.EVIDENCE}/{name}": value for name, value in result.metrics.items()}
     else:
         metrics |= {
             keys.SEARCH_DEVICE_S: result.cost.device_s,

@@ -1,6 +1,7 @@
 """The story of a run, from a checked configuration to a report. Read it top to bottom.
 
-    plan -> full precision -> indicators -> sweep -> train each distinct policy -> report
+    plan -> full precision -> indicators -> sweep -> train each distinct policy
+         -> evidence, where it is asked for -> report
 
 Decisions are made elsewhere (``plan``, ``policies``, ``outcomes``); here they are carried out in
 order, and whatever happens ends in the journal.
@@ -17,14 +18,16 @@ from orchestrator.cluster import OnDemandCluster
 from orchestrator.config import LoadedConfig
 from orchestrator.drift import refuse_drift
 from orchestrator.errors import ExitCode, InterruptedRunError, TerminatedRunError
+from orchestrator.evidence import evidence_parts
 from orchestrator.ledger import USEFUL, overhead_share
 from orchestrator.metamix_step import metamix_steps
 from orchestrator.outcomes import costs_record, search_metrics
+from orchestrator.parallel_phases import phase_steps
 from orchestrator.phase_step import StepFailedError, begin, finished_record, output_path, phase_step
 from orchestrator.plan import Plan, make_plan
 from orchestrator.policies import Candidate, unmet_candidates
 from orchestrator.provenance import library_versions, machine_facts
-from orchestrator.records import RunRecord, State
+from orchestrator.records import EVIDENCE, RunRecord, State
 from orchestrator.report import draw_figures, write_report
 from orchestrator.session import Session
 from orchestrator.specs import phase_spec
@@ -97,6 +100,12 @@ def _training(session: Session, plan: Plan, costs: str, cluster: OnDemandCluster
     rows = selected + sweep_step(session, plan, plan.step("sweep"), sources, cluster)
     spec = phase_spec(config, "weight_training", config.train, inputs)
     train_step(session, plan, plan.step("train"), spec, cluster, rows)
+    evidence = [
+        (plan.step(part.name), phase_spec(config, part.action, part.recipe, inputs, plan.choices))
+        for part in evidence_parts(config.evidence)
+    ]
+    if evidence:
+        phase_steps(session, evidence, cluster, phase=EVIDENCE, method="any")
 
 
 def _source(session: Session, record: RunRecord, role: str) -> Source:

@@ -23,6 +23,7 @@ from orchestrator.cells import (
     trained_limits,
 )
 from orchestrator.config_schema import ExperimentConfig
+from orchestrator.evidence import evidence_parts
 from solvers.tables import BitChoices, CostTable
 
 # Raised when a step would compute something else from the same configuration.
@@ -32,6 +33,9 @@ STEP_VERSIONS = {
     "limpq.indicators": 1,
     "metamix.meta": 1,
     "metamix.bit_selection": 1,
+    "metamix.drift": 1,
+    "metamix.distributions": 1,
+    "hessian": 1,
     "sweep": 1,
     "weight_training": 1,
 }
@@ -179,7 +183,14 @@ def _training_steps(
         f"{len(trained_limits(config.search, limit_sets))} limit sets and the controls, "
         f"{_length(config.train)} each",
     )  # fmt: skip
-    return [*steps, sweep, train]
+    evidence = [
+        _step(
+            part.name, part.action, (costs, pretrain),
+            {**common, "bits": asdict(config.bits), "config": asdict(part.recipe)}, part.about,
+        )
+        for part in evidence_parts(config.evidence)
+    ]  # fmt: skip
+    return [*steps, sweep, train, *evidence]
 
 
 def _metamix_steps(

@@ -28,6 +28,7 @@ SEARCH_PASSES = "search/passes"
 SOLVE_WALL_S = "solve/wall_s"
 TRAIN_DEVICE_S = "train/device_s"
 TRAIN_WALL_S = "train/wall_s"
+EVIDENCE = "evidence"  # phase, and prefix of what it measured
 EVAL_TOP1 = "eval/top1"
 EVAL_TOP5 = "eval/top5"
 EVAL_LOSS = "eval/loss"
@@ -68,7 +69,8 @@ class RunRecord:
         run: name of the run.
         step: name of the step, ``indicators`` or ``train/3f2a9c81d0e4``.
         key: hash of everything that decides the result.
-        phase: what kind of work: ``pretrain``, ``costs``, ``indicators``, ``solve``, ``train``.
+        phase: what kind of work: ``pretrain``, ``costs``, ``indicators``, ``meta``,
+            ``bit_selection``, ``solve``, ``train``, ``evidence``.
         method: ``limpq``, ``uniform``, ``random``, ``reversed``, ``initial``, ``fp`` ...
         state: what came of it.
         policy_id: the policy it found, trained or measured.

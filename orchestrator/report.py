@@ -15,7 +15,7 @@ from orchestrator import events
 from orchestrator.atomic import write_atomically
 from orchestrator.journal import JournalView
 from orchestrator.ledger import USEFUL, overhead_share
-from orchestrator.records import RunRecord, State, write_table
+from orchestrator.records import EVIDENCE, RunRecord, State, write_table
 from orchestrator.redact import redacted
 from orchestrator.report_figures import write_figures
 from orchestrator.results import NOT_TRAINED, Results, results_of
@@ -57,11 +57,13 @@ def write_report(
         lambda: _table(results),
         lambda: _figures(store, figures),
         lambda: _search(results),
+        lambda: _evidence(records),
         lambda: _time(view),
         lambda: _not_run(view, results),
         lambda: _provenance(view, records),
     )
-    write_atomically(store.report_path, "\n\n".join(s() for s in sections).rstrip() + "\n")
+    texts = [text for section in sections if (text := section())]
+    write_atomically(store.report_path, "\n\n".join(texts).rstrip() + "\n")
     return results
 
 
@@ -138,6 +140,24 @@ def _search(results: Results) -> str:
             markdown_table(["limits", *[f"alpha {alpha:g}" for alpha in alphas]], rows),
         ]
     return "\n\n".join(lines)
+
+
+def _evidence(records: Sequence[RunRecord]) -> str:
+    """What was measured beside the search; nothing where nothing was asked for."""
+    rows = []
+    for record in (r for r in records if r.phase == EVIDENCE and r.state is State.DONE):
+        tables = [p for role, p in record.outputs.items() if role != "result"]
+        spent = f"{record.costs.get('device_s', 0.0):.1f} s"
+        prefix = f"{EVIDENCE}/"
+        rows += [
+            (record.step.removeprefix("evidence-"), name.removeprefix(prefix), f"{value:.4g}",
+             spent, ", ".join(tables))
+            for name, value in record.metrics.items()
+        ]  # fmt: skip
+    if not rows:
+        return ""
+    columns = ("observation", "what", "value", "device seconds", "data")
+    return "## Evidence\n\n" + markdown_table(columns, rows)
 
 
 def _time(view: JournalView) -> str:

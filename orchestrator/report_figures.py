@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from orchestrator import figures
 from orchestrator.records import RunRecord, State
+from orchestrator.report_figures_metamix import metamix_figures
 from orchestrator.results import ResultRow, Results
 from orchestrator.store import RunStore
 from solvers.storage import load_importance, load_policy
@@ -25,6 +26,7 @@ def write_figures(
         "Accuracy over BitOps": ("accuracy", _accuracy(results, records)),
         "Indicators by layer and bit-width": ("indicators", _indicators(store, results)),
         "Search cost by method": ("search_cost", _search_cost(results)),
+        **metamix_figures(store, records),
     }
     return {
         text: figures.save_figure(figure, store.figures_dir, stem)[1]

@@ -1,33 +1,50 @@
-"""What does the network of a configuration cost? The planning edge that imports torch."""
+"""What does the network of a configuration cost, and can it be worked with at all?
+
+The planning edge that imports torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from orchestrator.config_schema import ExperimentConfig
+from orchestrator.evidence import check_layers
 from orchestrator.specs import pin_rules
 from solvers.tables import CostTable
+from trainers.recipes import QuantTrainingConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def traced_costs(config: ExperimentConfig) -> CostTable:
-    """Build the network without its weights and trace one image through it.
+    """Build the network without its weights, trace one image through it, refuse what cannot work.
 
     Raises:
-        ModelError: unknown network, or pins and groups that match nothing.
+        ModelError: unknown network, pins and groups that match nothing, or a network that a
+            phase of this run would refuse: no BatchNorm for MetaMix, negative inputs where
+            ``negative_inputs`` is ``refuse``, evidence on a layer that is not there.
         DataError: the images cannot be looked at.
     """
     from trainers.costs import trace_costs
     from trainers.data import input_shape
+    from trainers.metamix.meta_state import check_network
     from trainers.models import build_model
 
     model = build_model(replace(config.model.spec(), weights=None))
-    return trace_costs(
+    costs = trace_costs(
         model,
         name=config.model.name,
         input_shape=input_shape(config.data.spec()),
         pins=pin_rules(config),
         groups=[group.match for group in config.groups],
     )
+    check_layers(config.evidence, costs)
+    if config.method == "metamix" or config.evidence.drift or config.evidence.distributions:
+        check_network(model)
+    _refuse_signed_inputs(config, model)
+    return costs
 
 
 def images_fingerprint(config: ExperimentConfig) -> str:
@@ -35,3 +52,33 @@ def images_fingerprint(config: ExperimentConfig) -> str:
     from trainers.data import source_fingerprint
 
     return source_fingerprint(config.data.spec())
+
+
+def _refuse_signed_inputs(config: ExperimentConfig, model: nn.Module) -> None:
+    """Where a section refuses negative inputs, look for them now, on real images.
+
+    Fresh weights do: a linear bottleneck or an h-swish is negative somewhere with any. The phase
+    looks again at its own weights.
+    """
+    sections: dict[str, QuantTrainingConfig] = {"train": config.train}
+    if config.learns_indicators:
+        sections["indicators"] = config.indicators
+    if config.method == "metamix":
+        sections["metamix.meta"] = config.metamix.meta
+    refusing = [name for name, s in sections.items() if s.negative_inputs == "refuse"]
+    if not refusing:
+        return
+    import torch
+
+    from trainers.data import load_data
+    from trainers.errors import ModelError
+    from trainers.quant.options import QuantOptions
+    from trainers.quant.ranges import trace_ranges
+    from trainers.setup import SAMPLE_IMAGES
+
+    images = load_data(config.data.spec(), config.seed).train
+    sample, _ = images.batch(torch.arange(min(SAMPLE_IMAGES, len(images))), None)
+    try:
+        trace_ranges(model, sample, QuantOptions(negative_inputs="refuse"))
+    except ModelError as error:
+        raise ModelError(f"{', '.join(refusing)}: {error}") from error

@@ -50,8 +50,9 @@ def _print(found: dict[str, Any]) -> None:
         click.echo("refused: the run exists with another configuration:")
         for line in found["drift"]:
             click.echo(f"  {line}")
+    width = max(len(step["name"]) for step in found["steps"])
     for step in found["steps"]:
-        click.echo(f"  {step['state']:<8} {step['name']:<12} {step['reason']}")
+        click.echo(f"  {step['state']:<8} {step['name']:<{width}} {step['reason']}")
     click.echo("limits:")
     for limits in found["limits"]:
         state = "infeasible" if limits["problem"] else "feasible"

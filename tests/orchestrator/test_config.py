@@ -222,9 +222,10 @@ def test_every_section_forbids_unknown_keys_and_documents_all_its_own(
         load_config(_write(tmp_path, GOOD), names=NAMES).config
     )
     config["pins"], config["groups"] = [{"match": "a"}], [{"name": "g", "match": "b"}]
+    config["evidence"]["distributions"] = [{}]
     node: typing.Any = config
     for part in path:
-        if isinstance(node, dict) and node[part] is None:
+        if isinstance(node, dict) and node.get(part) is None:
             node[part] = {}  # an optional section that is off by default
         node = node[int(part)] if isinstance(node, list) else node[part]
     node["unheard_of"] = 1

@@ -69,14 +69,24 @@ def test_alpha_paths_draw_each_width_of_each_layer() -> None:
     assert drawn[0].lines[2].get_ydata().tolist() == [0.4, 0.4]
 
 
-def test_depthwise_layers_stand_apart_and_the_line_has_its_own_axis() -> None:
-    figure = figures.selected_bits(
-        {"a": 8, "b": 4, "c": 2}, frozenset({"b"}), {"a": 10.0, "c": 1000.0}, "MACs"
-    )
+def test_depthwise_layers_stand_apart_and_every_line_has_a_panel() -> None:
+    lines = {"MACs": {"a": 10.0, "c": 1000.0}, "trace": {"a": -1.0, "b": 2.0, "c": 3.0}}
+    figure = figures.selected_bits({"a": 8, "b": 4, "c": 2}, frozenset({"b"}), lines)
     bars = figure.axes[0].patches
     assert [bar.get_height() for bar in bars] == [8, 4, 2]
     assert to_hex(bars[1].get_facecolor()) != to_hex(bars[0].get_facecolor())
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[0, 10.0], [2, 1000.0]]
+    assert figure.axes[2].lines[0].get_ydata().tolist() == [-1.0, 2.0, 3.0]
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log", "linear"]
+
+
+def test_traces_are_means_over_the_weights_with_their_errors() -> None:
+    rows = {"layer": ["a", "b"], "trace": [6.0, -4.0], "standard_error": [3.0, 1.0],
+            "num_weights": [3, 2]}  # fmt: skip
+    (axes,) = figures.hessian_traces(rows).axes
+    assert axes.lines[0].get_ydata().tolist() == [2.0, -2.0]
+    (bars,) = [c for c in axes.collections if hasattr(c, "get_segments")]
+    assert [s[:, 1].tolist() for s in bars.get_segments()] == [[1.0, 3.0], [-2.5, -1.5]]
 
 
 @pytest.mark.parametrize("name", ["drift", "cells", "alphas", "bits"])

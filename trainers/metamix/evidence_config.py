@@ -20,6 +20,7 @@ class DriftConfig(MetaConfig):
     """Figure 2: BatchNorm statistics while the bits of one layer change at random.
 
     Attributes:
+        epochs: of each variant. Ours.
         variants: ``fp_weights`` and ``quantized_weights`` train plainly (top and middle of the
             figure), ``metamix`` makes bit-meta updates on full-precision weights (bottom).
         layer: whose activation bits change and whose BatchNorm is watched; null = the first
@@ -47,6 +48,7 @@ class DistributionConfig(MetaConfig):
     """Figures 1 and 6: what a layer reads, over activation bits and weight bits.
 
     Attributes:
+        epochs: of each training. Ours.
         training: ``single`` trains one network for every pair of bits (Figure 1), ``meta`` one
             meta-state for every weight width (Figure 6), ``none`` only starts the step sizes of
             the full-precision network: what bit-meta training has to improve on (ours).
