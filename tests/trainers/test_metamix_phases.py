@@ -183,39 +183,42 @@ def test_resume_inside_the_search_is_bit_identical(start, meta, selection, tmp_p
     assert resumed.cost.forward_passes == whole.cost.forward_passes
 
 
-_RANK = """
-import json, sys
+# One process imports and forks: a fork of the tests' own would take a used autograd engine along.
+_RANKS = """
+import json, os, sys
 import torch
 import torch.distributed as dist
 torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[4])
-folder, rank, start = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+folder, start, root, file = sys.argv[1:]
+sys.path.insert(0, root)
 import importlib.util
 from pathlib import Path
-found = importlib.util.spec_from_file_location("phases_test", sys.argv[5])
+found = importlib.util.spec_from_file_location("phases_test", file)
 tests = importlib.util.module_from_spec(found)
 found.loader.exec_module(tests)
+child = os.fork()
+rank = 1 if child == 0 else 0
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
 spec = tests.selection_spec(Path(start))
 result = tests.run(spec, Path(folder) / "out", rank=rank, world_size=2)
 Path(folder, f"rank{rank}.json").write_text(json.dumps(dict(result.facts)))
 dist.destroy_process_group()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 def test_two_ranks_end_at_the_same_alphas(start, tmp_path):
     root = str(Path(__file__).resolve().parents[2])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", _RANK, str(tmp_path), str(r), str(start), root, __file__],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-        )
-        for r in range(2)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=240)
-        assert rank.returncode == 0, errors.decode()[-2000:]
+    done = subprocess.run(
+        [sys.executable, "-c", _RANKS, str(tmp_path), str(start), root, __file__],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
     facts = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
     assert facts[0]["alpha_sha256"] == facts[1]["alpha_sha256"]
     assert facts[0]["policy_id"] == facts[1]["policy_id"]

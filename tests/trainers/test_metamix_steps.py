@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -215,6 +217,20 @@ def learn_task(network, updates=100):
     return loss.item()
 
 
+@pytest.fixture(scope="module")
+def learned_once():
+    network, costs = make_network()
+    learn_task(network)
+    return network, costs
+
+
+@pytest.fixture
+def learned(learned_once):
+    """A network that knows its task, for the test alone."""
+    network, costs = learned_once
+    return copy.deepcopy(network), costs
+
+
 def search(architecture, step, updates):
     optimizer = make_optimizer(architecture, step.config)
     for update in range(updates):
@@ -225,22 +241,20 @@ def search(architecture, step, updates):
 
 
 @pytest.mark.parametrize("name", ["body.6", "body.12"])
-def test_a_planted_sensitive_layer_gets_the_highest_bits(name):
-    network, costs = make_network()
-    learn_task(network)
+def test_a_planted_sensitive_layer_gets_the_highest_bits(name, learned):
+    network, costs = learned
     plant_sensitive_layer(network, name)
     # A network this small has a small loss: at lambda_r = 1 the penalty would drown it.
-    config = SearchConfig(lambda_r=0.3)
+    config = SearchConfig(lambda_r=0.3, lr=0.04)
     architecture, step = make_search(network, costs, config, target="mean_act_bits=3.5")
-    search(architecture, step, 150)
+    search(architecture, step, 75)
     chosen = {layer: pair.act_bits for layer, pair in architecture.selected().items()}
     assert chosen.pop(name) == 8
     assert max(chosen.values()) < 8
 
 
-def test_without_a_penalty_the_task_alone_moves_alpha():
-    network, costs = make_network()
-    learn_task(network)
+def test_without_a_penalty_the_task_alone_moves_alpha(learned):
+    network, costs = learned
     plant_sensitive_layer(network, "body.6")
     architecture, step = make_search(network, costs, SearchConfig(lambda_r=0.0))
     search(architecture, step, 40)
@@ -251,12 +265,11 @@ def test_without_a_penalty_the_task_alone_moves_alpha():
     assert planted[2] - planted[1] > 0.5
 
 
-def test_the_penalty_draws_the_selection_to_the_target():
-    network, costs = make_network()
-    learn_task(network)
+def test_the_penalty_draws_the_selection_to_the_target(learned):
+    network, costs = learned
     for target in ("mean_act_bits=2.5", "mean_act_bits=4.5"):
-        architecture, step = make_search(network, costs, target=target)
-        search(architecture, step, 150)
+        architecture, step = make_search(network, costs, SearchConfig(lr=0.04), target=target)
+        search(architecture, step, 75)
         used = step.target.cost_of(architecture.selected())
         # Within one step of one layer, from 4 to 8 bits.
         assert abs(used - step.target.bound) <= 4
@@ -265,10 +278,10 @@ def test_the_penalty_draws_the_selection_to_the_target():
 def test_weights_can_be_searched_too():
     choices = BitChoices(weight_bits=(2, 4, 8), act_bits=(2, 4, 8))
     network, costs = make_network(choices)
-    learn_task(network)
+    trained_state(network)
     architecture, step = make_search(network, costs, choices=choices, target="bitops_level=4x4")
     before = state_hash(network.model.state_dict())
-    search(architecture, step, 30)
+    search(architecture, step, 5)
     assert state_hash(network.model.state_dict()) == before
     for layer in costs.searched:
         for tensor in ("weight", "act"):
@@ -280,9 +293,9 @@ def test_mixed_norms_follow_the_alphas():
     network, costs = make_network(batchnorm="switchable")
     trained_state(network)
     for norm, bank in network.switchable():
-        for copy, shift in zip(norm.trained_copies(), (0.3, 0.6, 0.9), strict=True):
+        for twin, shift in zip(norm.trained_copies(), (0.3, 0.6, 0.9), strict=True):
             assert len(bank.candidates) == 3
-            nn.init.constant_(copy.bias, shift)
+            nn.init.constant_(twin.bias, shift)
     for mode in ("batch", "running"):
         architecture, step = make_search(network, costs, SearchConfig(batchnorm=mode, lambda_r=0))
         with torch.no_grad():
