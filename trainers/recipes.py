@@ -140,7 +140,8 @@ class QuantTrainingConfig(OptimizerConfig):
             ``constant``: 0.1 / b, the "same initialisation" experiment of the paper.
         act_init: start of activation step sizes. ``lsq``: 2 mean|x| / sqrt(Qp) on the first
             images, averaged over ranks, published code; ``constant``: 0.1 / b.
-        init_batches: batches that data-dependent initialisation sees. Published code: 1.
+        init_batches: batches that start the activations' step sizes. 1 = the first training pass
+            at each width, published code; more = their mean over full-precision passes, ours.
         grad_scale: multiply step-size gradients by 1 / sqrt(Qp * number of elements), the
             elements of an activation counted over the global batch. Published code: true.
         step_clamp: [lowest, highest] step size in the forward pass; null = none.

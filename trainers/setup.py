@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from solvers.tables import BitChoices
 from trainers.checkpoint import load_tensors
@@ -13,6 +15,7 @@ from trainers.data import BatchPlan, ImageData, balanced_fraction, load_data
 from trainers.data.images import ImageSet
 from trainers.distributed import share_from_rank_zero
 from trainers.errors import ModelError
+from trainers.meters import Meter
 from trainers.models import build_model
 from trainers.phases import PhaseContext, PhaseSpec
 from trainers.quant.batchnorm import BatchNormMode
@@ -115,3 +118,26 @@ def quantize(
     )
     network.set_world_size(context.world_size)
     return network
+
+
+def start_steps(
+    network: QuantNetwork,
+    plan: BatchPlan,
+    recipe: QuantTrainingConfig,
+    context: PhaseContext,
+    meter: Meter,
+) -> None:
+    """Start activation step sizes from ``init_batches`` batches, seen in full precision.
+
+    With one batch there is nothing to do: the first training pass at each bit-width starts its
+    entry from the quantized network's own activations, as the published code does.
+    """
+    if recipe.init_batches == 1:
+        return
+
+    def some() -> Iterator[Tensor]:
+        for images, _ in islice(plan.epoch(0), recipe.init_batches):
+            meter.forward(len(images))
+            yield images.to(context.device)
+
+    network.initialize(some())

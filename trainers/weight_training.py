@@ -35,7 +35,7 @@ from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
 from trainers.recipes import TrainConfig
 from trainers.results import load_result, save_result
-from trainers.setup import make_data, make_network, make_plan, quantize
+from trainers.setup import make_data, make_network, make_plan, quantize, start_steps
 from trainers.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -101,12 +101,13 @@ def train_policy(
     pins, choices = _fixed_bits(policy, costs)
     network = quantize(make_network(spec, context), data, choices, recipe, spec, context, pins=pins)
     network.set_bits({name: (b.weight_bits, b.act_bits) for name, b in policy.layers})
-    if "act_steps" in spec.inputs:
-        _inherit_steps(network, Path(spec.inputs["act_steps"]), policy)
     model = network.model
     plan = make_plan(data.train, data, recipe, spec, context)
     total = num_updates(recipe, plan.num_batches)
     meter = Meter(context.device)
+    start_steps(network, plan, recipe, context, meter)
+    if "act_steps" in spec.inputs:
+        _inherit_steps(network, Path(spec.inputs["act_steps"]), policy)
 
     task = make_loss(recipe.distillation, recipe.label_smoothing, spec, context)
     average = MovingAverage(model, recipe.ema_decay) if recipe.ema_decay is not None else None

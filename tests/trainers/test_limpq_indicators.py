@@ -288,6 +288,27 @@ def test_a_gradient_of_zeros_is_dropped_or_decays(start, tmp_path, monkeypatch, 
     assert any(unchanged) is drop
 
 
+def test_more_batches_start_the_activations_in_full_precision(start, tmp_path):
+    def initial(folder, batches):
+        recipe = replace(RECIPE, steps=1, init_batches=batches, augment=False)
+        result = run(spec_of(start, recipe), tmp_path / folder)
+        table = load_importance(tmp_path / folder / result.outputs["initial"])
+        return result, table.values()
+
+    result, values = initial("three", 3)
+    assert result.cost.forward_passes == 3 + 4
+    assert result.cost.images == (3 + 4) * 32
+    first, published = initial("one", 1)
+    assert first.cost.forward_passes == 4
+    weights = [key for key in values if key[1] == "weight"]
+    assert {key: values[key] for key in weights} == {key: published[key] for key in weights}
+    # In full precision every width sees the same input: starts are in the ratio of sqrt(Qp).
+    for layer in LAYERS:
+        wide, narrow = values[layer, "act", 6], values[layer, "act", 2]
+        assert narrow / wide == pytest.approx((63 / 3) ** 0.5, rel=1e-5)
+    assert any(values[n, "act", 2] != published[n, "act", 2] for n in LAYERS)
+
+
 def test_the_share_of_images_is_half_by_default(start, tmp_path, learned):
     assert learned[0].facts["num_train_images"] == pytest.approx(1347 / 2, abs=5)
     whole = run(spec_of(start, replace(RECIPE, fraction=1.0, steps=1)), tmp_path)

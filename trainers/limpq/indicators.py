@@ -30,7 +30,7 @@ from trainers.phases import PhaseContext, PhaseResult, PhaseSpec
 from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
 from trainers.results import load_result, save_result
-from trainers.setup import make_data, make_network, make_plan, quantize
+from trainers.setup import make_data, make_network, make_plan, quantize, start_steps
 
 LEARNED, INITIAL = "importance.parquet", "importance-initial.parquet"
 
@@ -72,6 +72,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     plan = make_plan(data.train, data, recipe, spec, context)
     total = num_updates(recipe, plan.num_batches)
     joint = JointStep(network, spec.choices, recipe, spec.seed, Meter(context.device))
+    start_steps(network, plan, recipe, context, joint.meter)
 
     def accumulate(batch: Batch, update: int) -> Tensor:
         loss = joint.accumulate(batch, update)

@@ -21,7 +21,7 @@ from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import PhaseContext, PhaseSpec
 from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
-from trainers.setup import make_data, make_network, make_plan, quantize
+from trainers.setup import make_data, make_network, make_plan, quantize, start_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +118,7 @@ def prepare(spec: PhaseSpec, context: PhaseContext, recipe: MetaMixConfig) -> Me
     )
     bound_step_changes(optimizer, network.step_parameters(), meta.max_step_change)
     meter = Meter(context.device)
+    start_steps(network, plan, meta, context, meter)
     per_epoch = plan.num_batches
     return MetaTraining(
         costs=costs,
