@@ -13,7 +13,7 @@ from trainers.meters import Meter, device_name
 from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import PhaseContext, PhaseResult, PhaseSpec
 from trainers.recipes import PretrainConfig
-from trainers.results import load_result, save_result
+from trainers.results import finish_phase, load_result
 from trainers.setup import make_data, make_network, make_plan
 
 
@@ -78,5 +78,5 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     )
     if context.rank == 0:
         save_tensors(context.step_dir / "weights.pt", model.state_dict())
-        save_result(context.step_dir / "result.json", result)
+        finish_phase(context.step_dir, result)
     return result

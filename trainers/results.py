@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from trainers.checkpoint import write_atomically
+from trainers.checkpoint import Checkpoints, write_atomically
 from trainers.errors import CheckpointError
 from trainers.phases import Cost, PhaseResult
 
@@ -17,6 +17,15 @@ def save_result(path: Path, result: PhaseResult) -> None:
     """Write ``result`` whole or not at all."""
     text = json.dumps({"schema": SCHEMA, **asdict(result)}, indent=1, sort_keys=True)
     write_atomically(path, text.encode())
+
+
+def finish_phase(step_dir: Path, result: PhaseResult) -> None:
+    """Write the result of a phase that reached its end; its checkpoints are no longer needed.
+
+    Two checkpoints of weights and momentum are four times the network, for every policy trained.
+    """
+    save_result(step_dir / "result.json", result)
+    Checkpoints(step_dir / "checkpoints", rank=0).clear()
 
 
 def load_result(path: Path) -> PhaseResult | None:

@@ -34,7 +34,7 @@ from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
 from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
 from trainers.recipes import TrainConfig
-from trainers.results import load_result, save_result
+from trainers.results import finish_phase, load_result, save_result
 from trainers.setup import make_data, make_network, make_plan, quantize, start_steps
 from trainers.validation import Validation
 
@@ -210,7 +210,7 @@ def train_policy(
     )
     if context.rank == 0:
         save_tensors(context.step_dir / "weights.pt", model.state_dict())
-        save_result(context.step_dir / "result.json", result)
+        finish_phase(context.step_dir, result)
     context.report({"policy_top1": metrics["top1"]})
     return result
 

@@ -170,6 +170,7 @@ def test_a_diverged_policy_is_a_result_and_the_next_is_trained(batch, start, tmp
     assert "top1" not in diverged.metrics
     assert diverged.cost.images > 0
     assert not (tmp_path / "low" / "weights.pt").exists()
+    assert not (tmp_path / "high" / "checkpoints").exists()
     assert trained(tmp_path, "high")[1].metrics["top1"] > 0
     # And it stays a result: it is not trained again by a second start.
     monkeypatch.setattr(weight_training, "Training", None)

@@ -29,7 +29,7 @@ from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import PhaseContext, PhaseResult, PhaseSpec
 from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
-from trainers.results import load_result, save_result
+from trainers.results import finish_phase, load_result
 from trainers.setup import make_data, make_network, make_plan, quantize, start_steps
 
 LEARNED, INITIAL = "importance.parquet", "importance-initial.parquet"
@@ -122,7 +122,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         learned = read_indicators(network, costs, spec, data.fingerprint, "limpq")
         save_importance(context.step_dir / LEARNED, learned)
         save_tensors(context.step_dir / "weights.pt", network.model.state_dict())
-        save_result(context.step_dir / "result.json", result)
+        finish_phase(context.step_dir, result)
     return result
 
 
