@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -84,6 +86,7 @@ def ray_cluster(address: str | None) -> Iterator[Nodes]:
             "the address is wrong, the cluster is down, or it asks for another token",
             "check `ray status --address ...` and RAY_AUTH_TOKEN, or leave --address out",
         ) from error
+    _take_back_signals()
     try:
         yield tuple(
             {name: float(amount) for name, amount in node["Resources"].items()}
@@ -92,6 +95,13 @@ def ray_cluster(address: str | None) -> Iterator[Nodes]:
         )
     finally:
         ray.shutdown()
+
+
+def _take_back_signals() -> None:
+    """Install Python's handlers again: Ray puts one of its own on SIGTERM that ends the process."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.getsignal(number))
 
 
 def total(nodes: Nodes, name: str) -> float:

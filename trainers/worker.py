@@ -10,6 +10,7 @@ interval.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from trainers.phases import PhaseContext, PhaseSpec, Report
 from trainers.registry import find_phase
 
 log = logging.getLogger(__name__)
+
+AGREE_WITHIN_S = 30.0
 
 
 def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -59,8 +62,30 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
         find_phase(spec.phase)(spec, context)
     except (TrainersError, SolversError) as refused:
         log.warning("%s ended: %s", spec.phase, refused)
+        if not _all_ended(context):
+            raise
         error = refused
     return {"began_unix_s": began, "worked_s": time.time() - began, "error": error}
+
+
+def _all_ended(context: PhaseContext) -> bool:
+    """Whether every rank of this group gave up too, within half a minute.
+
+    A rank that refuses alone (a file that only its node cannot read) must not return as if all
+    were well: the others would wait for it in their next collective until that times out. Raising
+    makes Ray end the whole group.
+    """
+    # Each start of a group meets at another port, so marks of an earlier start do not count.
+    start = os.environ.get("MASTER_PORT", "alone")
+    marks = [context.step_dir / f"ended-{start}-{rank}" for rank in range(context.world_size)]
+    context.step_dir.mkdir(parents=True, exist_ok=True)
+    marks[context.rank].touch()
+    deadline = time.monotonic() + AGREE_WITHIN_S
+    while not all(mark.exists() for mark in marks):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _teller(step_dir: Path, rank: int) -> Report:

@@ -53,20 +53,21 @@ def test_a_killed_driver_goes_on_to_the_same_results(finished: Command, command:
     assert _results(command) == _results(finished)
 
 
-def test_sigint_saves_and_leaves_no_process_and_a_second_start_is_refused(
-    command: Command,
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_leaves_no_process_and_a_second_start_is_refused(
+    command: Command, number: signal.Signals, code: int
 ) -> None:
     text = command.config.replace("epochs: 60", "epochs: 4000")
     command.write("tiny.yaml", text)
     process = command.start("run", "tiny.yaml")
     progress = command.folder / "runs" / "tiny" / "steps" / "indicators" / "progress.jsonl"
     command.wait_for(process, progress, 3)
-    code, refusal = command.run("run", "tiny.yaml", timeout_s=120)
-    assert code == 4, refusal
+    refused, refusal = command.run("run", "tiny.yaml", timeout_s=120)
+    assert refused == 4, refusal
     assert str(process.pid) in refusal
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
+    assert process.returncode == code, output
     assert "tiny.yaml" in output.split("go on")[-1]
     assert command.ray_processes() == []
     checkpoints = list(progress.parent.glob("checkpoints/step-*"))
