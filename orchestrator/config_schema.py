@@ -382,4 +382,6 @@ class ExperimentConfig:
     @property
     def learns_indicators(self) -> bool:
         """Whether LIMPQ's joint training is part of the run."""
-        return self.method == "limpq" or (self.method == "metamix" and "limpq" in self.controls)
+        if self.method == "metamix":
+            return "limpq" in self.controls or self.metamix.start == "limpq"
+        return self.method == "limpq"

@@ -21,13 +21,14 @@ from orchestrator.errors import ExitCode, InterruptedRunError, TerminatedRunErro
 from orchestrator.evidence import evidence_parts
 from orchestrator.ledger import USEFUL, overhead_share
 from orchestrator.metamix_step import metamix_steps
-from orchestrator.outcomes import costs_record, search_metrics
+from orchestrator.outcomes import costs_record, failed_record, search_metrics
 from orchestrator.parallel_phases import phase_steps
 from orchestrator.phase_step import StepFailedError, begin, finished_record, output_path, phase_step
 from orchestrator.plan import Plan, make_plan
 from orchestrator.policies import Candidate, unmet_candidates
 from orchestrator.provenance import library_versions, machine_facts
 from orchestrator.records import EVIDENCE, RunRecord, State
+from orchestrator.redact import redacted_text
 from orchestrator.report import draw_figures, write_report
 from orchestrator.session import Session
 from orchestrator.specs import phase_spec
@@ -69,6 +70,7 @@ def _attempt(session: Session) -> ExitCode:
             keep_rows(session, plan.step("costs"), unmet)
     except StepFailedError as error:
         session.say(str(error))
+        _block_the_rest(session, plan, error)
         return _finish(session)
     except (InterruptedRunError, TerminatedRunError):
         session.journal.event(events.RUN_INTERRUPTED, {"signal": session.asked_to_stop})
@@ -93,7 +95,10 @@ def _training(session: Session, plan: Plan, costs: str, cluster: OnDemandCluster
         # Statistics of one batch: what learning them cost is not what they cost.
         sources["initial"] = Source(path=output_path(session, indicators, "initial"))
     if config.method == "metamix":
-        meta, selected = metamix_steps(session, plan, inputs, cluster)
+        start = inputs
+        if config.metamix.start == "limpq":
+            start = {**inputs, "weights": str(output_path(session, indicators, "plain"))}
+        meta, selected = metamix_steps(session, plan, start, cluster)
         sources["metamix_ilp"] = _source(session, meta, "importance")
         unmet = unmet_candidates("metamix", trained_limits(config.search, plan.limit_sets))
         keep_rows(session, plan.step("meta"), unmet)
@@ -106,6 +111,23 @@ def _training(session: Session, plan: Plan, costs: str, cluster: OnDemandCluster
     ]
     if evidence:
         phase_steps(session, evidence, cluster, phase=EVIDENCE, method="any")
+
+
+def _block_the_rest(session: Session, plan: Plan, error: StepFailedError) -> None:
+    """What depends on a failed step is a row of the report, not an absence."""
+    known = {record.key for record in session.journal.records()}
+    for step in plan.steps:
+        if step.key not in known:
+            record = failed_record(
+                session.config.name,
+                step,
+                phase=step.action,
+                state=State.BLOCKED,
+                message=error.what,
+                attempt=session.starts,
+                wall_s=0.0,
+            )
+            session.keep(session.stamped(record))
 
 
 def _source(session: Session, record: RunRecord, role: str) -> Source:
@@ -132,7 +154,7 @@ def _announce(session: Session, plan: Plan) -> None:
     session.journal.event(
         events.RUN_STARTED,
         {
-            "command": session.command,
+            "command": redacted_text(session.command),
             "attempt": session.starts + 1,
             "machine": machine_facts(),
             "versions": library_versions(),

@@ -161,7 +161,8 @@ def _training_steps(
         search_needs = (*search_needs, indicators)
     selections: list[Step] = []
     if config.method == "metamix":
-        meta, selections = _metamix_steps(config, common, limit_sets, costs, pretrain)
+        start = indicators if config.metamix.start == "limpq" else pretrain
+        meta, selections = _metamix_steps(config, common, limit_sets, (costs, start))
         steps += [meta, *selections]
         search_needs = (*search_needs, meta)
     num_cells = len(config.search.alphas) * len(limit_sets)
@@ -197,19 +198,18 @@ def _metamix_steps(
     config: ExperimentConfig,
     common: Mapping[str, Any],
     limit_sets: tuple[LimitSet, ...],
-    costs: Step,
-    pretrain: Step,
+    needs: tuple[Step, ...],
 ) -> tuple[Step, list[Step]]:
     """One meta-state, and a bit selection for every target that is trained and can be met."""
     bits = asdict(config.bits)
     meta = _step(
-        "meta", "metamix.meta", (costs, pretrain),
+        "meta", "metamix.meta", needs,
         {**common, "bits": bits, "config": asdict(config.metamix.meta)},
         f"train the meta-state, {_length(config.metamix.meta)}",
     )  # fmt: skip
     selections = [
         _step(
-            selection_name(limits), "metamix.bit_selection", (costs, pretrain, meta),
+            selection_name(limits), "metamix.bit_selection", (*needs, meta),
             {
                 **common, "bits": bits, "config": asdict(config.metamix),
                 "target": dict(limits.texts), "accounting": config.accounting,

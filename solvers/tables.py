@@ -77,7 +77,7 @@ class LayerSpec:
 class TensorLife:
     """One activation tensor: its size, when it is written, and when it is read for the last time.
 
-    Steps number the leaf-module calls of one traced forward pass. ``layer`` names the layer whose
+    Steps number the tensor operations of one traced forward pass. ``layer`` names the layer whose
     input this tensor is, so its stored width is that layer's ``act_bits``; a tensor that several
     layers read is stored at the widest of them, one that none reads (a residual sum kept for a
     later addition) at ``layers == ()`` and 32 bit.

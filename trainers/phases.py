@@ -54,7 +54,7 @@ class DataSpec:
     """Which images, split how.
 
     Attributes:
-        name: a name in ``trainers.data`` (``digits``, ``parquet``, ``imagefolder`` ...).
+        name: a name in ``trainers.data`` (``digits``, ``parquet``, ``torchvision``).
         path: root of file-based sets.
         options: what the set takes besides (mean, std, augmentation, image size).
         holdout: share of the training images kept for validation where the set has no test split.

@@ -364,3 +364,20 @@ def test_a_step_that_crossed_zero_is_refused_by_name(start, tmp_path):
     with pytest.raises((SolversError, ModelError), match=r"layer|step"):
         run(spec_of(start, recipe), tmp_path)
     assert not (tmp_path / "result.json").exists()
+
+
+# --- what it hands on
+
+
+def test_plain_weights_start_a_plain_network_with_statistics_of_their_own(learned) -> None:
+    result, folder = learned
+    plain = load_tensors(folder / result.outputs["plain"])
+    joint = load_tensors(folder / result.outputs["weights"])
+    model = build_model(MODEL)
+    model.load_state_dict(plain)  # strict: no quantizer and no copies left in it
+    assert torch.equal(plain["layer1.0.conv1.weight"], joint["layer1.0.conv1.weight"])
+    copies = [joint[f"layer1.0.bn1.copies.{bits}.weight"] for bits in (2, 4, 6)]
+    assert torch.allclose(plain["layer1.0.bn1.weight"], torch.stack(copies).mean(0))
+    # Statistics of the merged network, not a mean of the copies': they normalise its own input.
+    means = [joint[f"layer1.0.bn1.copies.{bits}.running_mean"] for bits in (2, 4, 6)]
+    assert not torch.allclose(plain["layer1.0.bn1.running_mean"], torch.stack(means).mean(0))

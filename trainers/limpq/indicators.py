@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from solvers.storage import load_costs, save_importance
 from solvers.tables import BitChoices, CostTable, Importance, ImportanceTable
 from trainers.checkpoint import save_tensors
-from trainers.data import Batch
+from trainers.data import Batch, BatchPlan
+from trainers.evaluate import reestimate_batchnorm
 from trainers.limpq.config import IndicatorConfig
 from trainers.limpq.passes import random_bits, uniform_passes
 from trainers.loop import Move, Training
@@ -32,6 +33,8 @@ from trainers.quant.handle import QuantNetwork
 from trainers.results import finish_phase, load_result
 from trainers.setup import make_data, make_network, make_plan, quantize, start_steps
 
+# Images that take the statistics of a merged BatchNorm anew.
+MERGE_IMAGES = 2048
 LEARNED, INITIAL = "importance.parquet", "importance-initial.parquet"
 
 
@@ -40,7 +43,8 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
 
     ``config`` is an ``IndicatorConfig``. Inputs: ``weights`` (full precision), ``costs``.
     Outputs: ``importance`` (learned), ``initial`` (statistics only), ``weights`` (the jointly
-    trained network with its step sizes).
+    trained network with its step sizes), ``plain`` (the same as a full-precision state dict with
+    one BatchNorm).
 
     Raises:
         DivergedError: a loss or gradient stopped being finite.
@@ -105,7 +109,12 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     ).run()
     result = PhaseResult(
         phase=spec.phase,
-        outputs={"importance": LEARNED, "initial": INITIAL, "weights": "weights.pt"},
+        outputs={
+            "importance": LEARNED,
+            "initial": INITIAL,
+            "weights": "weights.pt",
+            "plain": "plain.pt",
+        },
         metrics=metrics,
         cost=joint.meter.total(),
         device=device_name(context.device),
@@ -118,12 +127,26 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             "clamped_steps": clamped_steps(network, recipe.step_clamp),
         },
     )
+    folder = context.step_dir
     if context.rank == 0:
         learned = read_indicators(network, costs, spec, data.fingerprint, "limpq")
-        save_importance(context.step_dir / LEARNED, learned)
-        save_tensors(context.step_dir / "weights.pt", network.model.state_dict())
-        finish_phase(context.step_dir, result)
+        save_importance(folder / LEARNED, learned)
+        save_tensors(folder / "weights.pt", network.model.state_dict())
+    _merge_batchnorm(network, plan, context)
+    if context.rank == 0:
+        save_tensors(folder / "plain.pt", network.plain_weights())
+        finish_phase(folder, result)
     return result
+
+
+def _merge_batchnorm(network: QuantNetwork, plan: BatchPlan, context: PhaseContext) -> None:
+    """One BatchNorm where there was a copy per width, its statistics taken anew.
+
+    So the jointly trained weights can start another method, as full-precision ones would.
+    """
+    network.set_full_precision()
+    network.merge_batchnorm("mean")
+    reestimate_batchnorm(network.model, plan.epoch(0), MERGE_IMAGES, context, Meter(context.device))
 
 
 class JointStep:

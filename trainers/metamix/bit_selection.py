@@ -30,7 +30,7 @@ from trainers.metamix.setup import MetaTraining, prepare
 from trainers.metamix.target import Target, make_target
 from trainers.meters import device_name
 from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
-from trainers.results import load_result, save_result
+from trainers.results import finish_phase, load_result
 
 POLICY, ARGMAX, HISTORY = "policy.json", "argmax-policy.json", "alphas.parquet"
 _RECORDS = 200
@@ -139,8 +139,8 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             {name: (pair.weight_bits, pair.act_bits) for name, pair in repaired.bits.items()}
         )
         network.merge_batchnorm("selected")
-        save_tensors(folder / meta_state.WEIGHTS, meta_state.plain_weights(network))
-        save_result(folder / "result.json", result)
+        save_tensors(folder / meta_state.WEIGHTS, network.plain_weights())
+        finish_phase(folder, result)
     return result
 
 

@@ -120,6 +120,9 @@ class MetaMixConfig:
         inherit: what weight training takes over from it. Paper: ``weights_and_steps``;
             ``weights`` starts the step sizes anew, ``nothing`` goes back to the full-precision
             network (the fast-retraining claim, Table 5, is the difference).
+        start: weights that the meta-state starts from. Paper: ``full_precision``; ``limpq`` = the
+            jointly trained weights of LIMPQ's indicators, their BatchNorm copies merged and
+            re-estimated (both methods train at every width, so one may serve the other). Ours.
     """
 
     __pydantic_config__ = CLOSED
@@ -127,6 +130,7 @@ class MetaMixConfig:
     meta: MetaConfig = field(default_factory=MetaConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     inherit: Literal["weights_and_steps", "weights", "nothing"] = "weights_and_steps"
+    start: Literal["full_precision", "limpq"] = "full_precision"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,7 @@ from trainers.meters import device_name
 from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
 from trainers.quant.handle import Bits
 from trainers.quant.tracing import evaluating
-from trainers.results import load_result, save_result
+from trainers.results import finish_phase, load_result
 
 TABLE = "distributions.parquet"
 
@@ -93,7 +93,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         write_table(
             context.step_dir / TABLE, DISTRIBUTIONS_SCHEMA, {"training": config.training}, arrays
         )
-        save_result(context.step_dir / "result.json", result)
+        finish_phase(context.step_dir, result)
     return result
 
 

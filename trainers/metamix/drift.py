@@ -31,7 +31,7 @@ from trainers.meters import device_name
 from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
 from trainers.quant.handle import Bits
 from trainers.quant.tracing import trace_network
-from trainers.results import load_result, save_result
+from trainers.results import finish_phase, load_result
 from trainers.seeds import generator
 from trainers.setup import SAMPLE_IMAGES, make_data, make_network
 
@@ -95,7 +95,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     if context.rank == 0:
         arrays = {name: pa.array(values) for name, values in columns.items()}
         write_table(context.step_dir / TABLE, DRIFT_SCHEMA, {"layer": layer, "norm": norm}, arrays)
-        save_result(context.step_dir / "result.json", result)
+        finish_phase(context.step_dir, result)
     return result
 
 

@@ -18,7 +18,7 @@ from trainers.metamix.config import MetaMixConfig
 from trainers.metamix.setup import prepare
 from trainers.meters import device_name
 from trainers.phases import PhaseContext, PhaseResult, PhaseSpec
-from trainers.results import load_result, save_result
+from trainers.results import finish_phase, load_result
 
 
 def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
@@ -90,6 +90,6 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         )
         meta_state.save_act_steps(folder, network, costs, spec, data.fingerprint)
         network.merge_batchnorm("mean")
-        save_tensors(folder / meta_state.WEIGHTS, meta_state.plain_weights(network))
-        save_result(folder / "result.json", result)
+        save_tensors(folder / meta_state.WEIGHTS, network.plain_weights())
+        finish_phase(folder, result)
     return result

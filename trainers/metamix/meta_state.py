@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from solvers.storage import save_importance
@@ -24,8 +24,6 @@ from trainers.quant.handle import QuantNetwork
 
 META, WEIGHTS, ACT_STEPS = "meta.pt", "weights.pt", "act-steps.parquet"
 IMPORTANCE, INITIAL = "importance.parquet", "importance-initial.parquet"
-
-_QUANTIZERS = (".weight_quantizer.", ".act_quantizer.")
 
 
 def save_meta_state(
@@ -60,12 +58,6 @@ def load_meta_state(
             f"meta-state {path} does not fit this network, its candidates and its BatchNorm "
             f"mode: {error}"
         ) from error
-
-
-def plain_weights(network: QuantNetwork) -> dict[str, Tensor]:
-    """The state dict of the network before wrapping; switchable BatchNorm must be merged."""
-    state = network.model.state_dict()
-    return {k: v for k, v in state.items() if not any(part in k for part in _QUANTIZERS)}
 
 
 def act_steps(

@@ -16,6 +16,7 @@ from trainers.quant.reduce import mean_over_ranks
 from trainers.quant.statistics import collect_starts
 
 Bits = tuple[int | None, int | None]
+_QUANTIZERS = (".weight_quantizer.", ".act_quantizer.")
 
 
 class QuantNetwork:
@@ -191,6 +192,17 @@ class QuantNetwork:
             merged = norm.merged(source).train(norm.training)
             setattr(self.model.get_submodule(parent), leaf, merged)
         self._norms = {}
+
+    def plain_weights(self) -> dict[str, Tensor]:
+        """The state dict of the network before wrapping; switchable BatchNorm must be merged.
+
+        Raises:
+            ModelError: it is not, so no plain network could load the state.
+        """
+        if self._norms:
+            raise ModelError("merge the switchable BatchNorm before taking plain weights")
+        state = self.model.state_dict()
+        return {k: v for k, v in state.items() if not any(part in k for part in _QUANTIZERS)}
 
     def switchable_norms(self) -> tuple[str, ...]:
         """Names of the BatchNorms that have one copy per bit-width."""
