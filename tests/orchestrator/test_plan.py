@@ -132,9 +132,10 @@ def test_equal_bits_are_trained_once_and_only_where_they_are_asked(tmp_path: Pat
     first, second, _ = plan.limit_sets
 
     def row(
-        method: str, alpha: float | None, limits: object, bits: int, **more: object
+        method: str, alpha: float | None, limits: LimitSet, bits: int, **more: Any
     ) -> Candidate:
-        return Candidate(method=method, alpha=alpha, limit_set=limits, policy=_policy(bits), **more)  # type: ignore[arg-type]
+        policy = _policy(bits)
+        return Candidate(method=method, alpha=alpha, limit_set=limits, policy=policy, **more)
 
     rows = [
         row("limpq", 1.0, first, 4),  # its alpha is not trained
