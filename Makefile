@@ -8,11 +8,12 @@ VENV = .venv
 BIN = $(VENV)/bin
 RUNS = runs
 
-.PHONY: help quickstart test check bench docs mlflow-ui clean distclean
+.PHONY: help quickstart test test-slow check bench docs mlflow-ui clean distclean
 
 help:
 	@echo "make quickstart   install, run LIMPQ end to end on real digits, print the result table"
 	@echo "make test         install the test extra, run all checks and tests"
+	@echo "make test-slow    the tests that make test leaves out, minutes each"
 	@echo "make check        ruff, formatting, mypy and import rules"
 	@echo "make bench        time the solver and the quantizer"
 	@echo "make docs         write the generated parts of the documents again"
@@ -33,6 +34,9 @@ test: check
 	$(BIN)/python -m pytest; code=$$?; \
 	echo "== test: pytest took $$(($$(date +%s) - began)) s"; \
 	exit $$code
+
+test-slow: $(VENV)/installed-test
+	@$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/installed-test
 	@began=$$(date +%s); \

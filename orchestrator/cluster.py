@@ -75,10 +75,8 @@ def ray_cluster(address: str | None) -> Iterator[Nodes]:
     import ray
 
     try:
-        if address is None:
-            ray.init(address="local", log_to_driver=False, logging_level="WARNING")
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        with _own_signals():
+            ray.init(address=address or "local", log_to_driver=False, logging_level="WARNING")
     except Exception as error:
         raise ResourceError(
             f"cannot start or reach a Ray cluster: {error}",
@@ -86,7 +84,6 @@ def ray_cluster(address: str | None) -> Iterator[Nodes]:
             "the address is wrong, the cluster is down, or it asks for another token",
             "check `ray status --address ...` and RAY_AUTH_TOKEN, or leave --address out",
         ) from error
-    _take_back_signals()
     try:
         yield tuple(
             {name: float(amount) for name, amount in node["Resources"].items()}
@@ -97,11 +94,18 @@ def ray_cluster(address: str | None) -> Iterator[Nodes]:
         ray.shutdown()
 
 
-def _take_back_signals() -> None:
-    """Install Python's handlers again: Ray puts one of its own on SIGTERM that ends the process."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.getsignal(number))
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep our handlers: Ray installs one on SIGTERM that leaves at once with exit code 15."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def total(nodes: Nodes, name: str) -> float:

@@ -32,17 +32,17 @@ def _wait_for_the_end_of_ray(command: Command) -> None:
     pytest.fail(f"left behind: {command.ray_processes()}")
 
 
-def test_a_killed_driver_goes_on_to_the_same_results(finished: Command, command: Command) -> None:
+@pytest.mark.parametrize(
+    ("step", "num_lines"),
+    [("indicators", 5), pytest.param("train", 2, marks=pytest.mark.slow)],
+)
+def test_a_killed_driver_goes_on_to_the_same_results(
+    finished: Command, command: Command, step: str, num_lines: int
+) -> None:
     command.write("tiny.yaml", command.config)
     process = command.start("run", "tiny.yaml")
     steps = command.folder / "runs" / "tiny" / "steps"
-    command.wait_for(process, steps / "indicators" / "progress.jsonl", 5)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    _wait_for_the_end_of_ray(command)
-    # Killed again while policies are trained: what was trained stays.
-    process = command.start("run", "tiny.yaml")
-    command.wait_for(process, steps / "train" / "progress.jsonl", 2)
+    command.wait_for(process, steps / step / "progress.jsonl", num_lines)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     _wait_for_the_end_of_ray(command)
@@ -53,7 +53,10 @@ def test_a_killed_driver_goes_on_to_the_same_results(finished: Command, command:
     assert _results(command) == _results(finished)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_leaves_no_process_and_a_second_start_is_refused(
     command: Command, number: signal.Signals, code: int
 ) -> None:
