@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.atomic import write_atomically
 from orchestrator.config import config_differences, config_tree, dump_config
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.errors import DriftError
 from orchestrator.store import RunStore
 from orchestrator.yaml_source import read_yaml
+from solvers.atomic import write_atomically
 
 # Sections that say how and where, not what.
 FREE = ("cluster", "tracking", "runs_dir")

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from orchestrator.atomic import write_atomically
+from solvers.atomic import write_atomically
 from solvers.policy import Policy
 from solvers.tables import ImportanceTable
 

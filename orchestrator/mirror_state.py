@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.atomic import write_atomically
+from solvers.atomic import write_atomically
 
 STATE_FILE = "mirror.json"
 _SCHEMA = "mirror/1"

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator import events
-from orchestrator.atomic import write_atomically
 from orchestrator.cluster import OnDemandCluster
 from orchestrator.errors import UserError
 from orchestrator.launch import Launch, launch
@@ -21,6 +20,7 @@ from orchestrator.plan import Step
 from orchestrator.records import RunRecord, State
 from orchestrator.session import Session
 from orchestrator.watch import watched
+from solvers.atomic import write_atomically
 from trainers.errors import CheckpointError, DivergedError, InterruptedPhaseError
 from trainers.phases import PhaseResult, PhaseSpec
 from trainers.results import load_result

@@ -14,8 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from orchestrator.atomic import write_atomically
 from orchestrator.errors import StoreError
+from solvers.atomic import write_atomically
 
 SCHEMA = "record/1"
 TABLE_SCHEMA = "runs/1"

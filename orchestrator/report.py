@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import events
-from orchestrator.atomic import write_atomically
 from orchestrator.journal import JournalView
 from orchestrator.ledger import USEFUL, overhead_share
 from orchestrator.records import EVIDENCE, RunRecord, State, write_table
@@ -23,6 +22,7 @@ from orchestrator.runs import last_event, newest_records
 from orchestrator.store import RunStore
 from orchestrator.tables_text import COLUMNS, escaped, markdown_table, result_cells
 from orchestrator.yaml_source import read_yaml
+from solvers.atomic import write_atomically
 
 # What each share of the wall time that is not training, evaluating or solving is spent on.
 _EXPLAINED: Mapping[str, str] = {

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.atomic import flush_folder, sha256_of, sweep_temporaries, write_atomically
 from orchestrator.config_schema import NAME_PATTERN, NAME_RULE
 from orchestrator.errors import StoreError
 from orchestrator.journal import Journal
+from orchestrator.leftovers import sha256_of, sweep_temporaries
 from orchestrator.lock import RunLock
 from orchestrator.records import RunRecord
+from solvers.atomic import flush_folder, write_atomically
 
 RECORD = "record.json"
 _MANIFEST_SCHEMA = "step/1"

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import events
-from orchestrator.atomic import sha256_of
 from orchestrator.config_schema import TrackingConfig
 from orchestrator.journal import JournalView
+from orchestrator.leftovers import sha256_of
 from orchestrator.mirror_state import MirrorError, MirrorState, exclusive, read_state, write_state
 from orchestrator.records import RunRecord, State
 from orchestrator.redact import redacted, redacted_text

@@ -1,42 +1,42 @@
-"""How does a file appear whole or not at all?
+"""How does a file reach the disk whole or not at all? The one answer of all three rooms.
 
-Temporary name beside it, fsync, rename, fsync of the folder.
+Temporary name beside the target, flush, rename, flush of the folder. Temporary files of killed
+processes start with ``.tmp-``, so that whoever owns the folder can sweep them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
-from collections.abc import Callable
+import secrets
 from pathlib import Path
-from typing import BinaryIO
+
+TEMPORARY = ".tmp-"
 
 
-def write_atomically(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place.
+def write_atomically(path: Path | str, content: bytes | str) -> None:
+    """Put ``content`` at ``path``; after a kill at any instant the old or the new file is there.
 
-    A reader sees the old file or the new one. The folder is made if it is missing.
+    The folder is made if it is missing.
     """
     path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
+        with temporary.open("xb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes files private; the result should obey the umask like any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
+        os.replace(temporary, path)
     finally:
-        os.close(folder)
+        temporary.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make names created or renamed in ``folder`` survive a power loss."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -6,10 +6,11 @@ not a column). A reader accepts exactly the schema it names and says what it fou
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,11 +28,9 @@ def write_table(
     """Write columns (name -> pyarrow array) with a schema name and JSON facts, atomically."""
     metadata = {_SCHEMA: schema.encode(), _FACTS: json.dumps(facts, allow_nan=False).encode()}
     table = pa.table(dict(columns)).replace_schema_metadata(metadata)
-
-    def write(stream: BinaryIO) -> None:
-        pq.write_table(table, stream, compression="zstd")
-
-    write_atomically(path, write)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue())
 
 
 def read_table(

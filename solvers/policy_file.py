@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from solvers.accounting import CostBreakdown
 from solvers.atomic import write_atomically
@@ -62,12 +62,7 @@ def certificate_record(certificate: Certificate) -> dict[str, Any]:
 
 def save_policy(path: Path | str, policy: Policy) -> None:
     """Write a policy as ``policy/1``, atomically."""
-    text = json.dumps(policy_record(policy), indent=1, allow_nan=False) + "\n"
-
-    def write(stream: BinaryIO) -> None:
-        stream.write(text.encode())
-
-    write_atomically(path, write)
+    write_atomically(path, json.dumps(policy_record(policy), indent=1, allow_nan=False) + "\n")
 
 
 def load_policy(path: Path | str) -> Policy:

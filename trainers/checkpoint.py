@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from solvers.atomic import flush_folder, write_atomically
 from trainers.distributed import barrier
 from trainers.errors import CheckpointError
 
@@ -32,18 +33,6 @@ log = logging.getLogger(__name__)
 
 KEEP = 2  # the newest, and one to fall back to when the newest is damaged
 MANIFEST = "manifest.json"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` whole or not at all: temporary file, flush, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        _write_flushed(temporary, content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
 
 
 def save_tensors(path: Path, value: Mapping[str, Any]) -> None:
@@ -102,7 +91,7 @@ class Checkpoints:
             write_atomically(temporary / MANIFEST, json.dumps({"files": files}).encode())
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
-            _flush_folder(self.folder)
+            flush_folder(self.folder)
             self._sweep(step)
         barrier()
 
@@ -194,18 +183,3 @@ def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
 def _fact(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _write_flushed(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,7 @@ What every phase promises:
 * It starts from its newest complete checkpoint in ``context.step_dir`` if there is one, and is a
   no-op that returns the stored result when it already finished.
 * Its outputs are files below ``context.step_dir``, written by rank 0 through
-  ``checkpoint.write_atomically``; ``PhaseResult.outputs`` names them relative to it.
+  ``solvers.atomic.write_atomically``; ``PhaseResult.outputs`` names them relative to it.
 * Its result is the same on every rank and does not depend on the number of ranks beyond what the
   specification states (BatchNorm statistics are per rank, as published).
 * A loss or parameter that stops being finite raises ``DivergedError`` within one step.

@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from trainers.checkpoint import Checkpoints, write_atomically
+from solvers.atomic import write_atomically
+from trainers.checkpoint import Checkpoints
 from trainers.errors import CheckpointError
 from trainers.phases import Cost, PhaseResult
 

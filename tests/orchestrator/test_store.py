@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.atomic import sweep_temporaries, write_atomically
 from orchestrator.errors import LockedError, StoreError
+from orchestrator.leftovers import sweep_temporaries
 from orchestrator.records import RunRecord, State, write_table
 from orchestrator.store import RECORD, RunStore, list_runs
+from solvers.atomic import write_atomically
 
 
 def _record(store: RunStore, outputs: dict[str, str], state: State = State.DONE) -> RunRecord:

@@ -149,16 +149,16 @@ def test_edited_policies(tmp_path, policy, change, complaint):
     assert "p.json" in str(caught.value)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "x"
-    write_atomically(path, lambda stream: stream.write(b"old"))
+    write_atomically(path, b"old")
 
-    def fail(stream):
-        stream.write(b"half of the n")
-        raise RuntimeError("disk")
+    def fail(_):
+        raise OSError("disk")
 
-    with pytest.raises(RuntimeError):
-        write_atomically(path, fail)
+    monkeypatch.setattr("solvers.atomic.os.fsync", fail)
+    with pytest.raises(OSError, match="disk"):
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["x"]
 
