@@ -53,10 +53,8 @@ def test_a_killed_driver_goes_on_to_the_same_results(
     assert _results(command) == _results(finished)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_leaves_no_process_and_a_second_start_is_refused(
     command: Command, number: signal.Signals, code: int
 ) -> None:
