@@ -54,6 +54,8 @@ class Solved:
     policies: tuple[Policy, ...]
 
 
+TASK_CPUS = 0.95
+
 # The body of a task: (tables, items) -> answers. As good without Ray.
 Body = Callable[[SweepTables, Sequence[Any]], Solved]
 
@@ -125,8 +127,9 @@ def solve_on_cluster(body: Body, tables_ref: object, items: Sequence[Any], per_t
     """
     import ray
 
+    # Trials hold 0.01 CPU each: tasks of a whole CPU would leave one core of every node idle.
     # SPREAD also leaves the placement group of the Tune trial that asks, which has 0.01 CPU.
-    task = ray.remote(num_cpus=1, max_retries=5, scheduling_strategy="SPREAD")(body)
+    task = ray.remote(num_cpus=TASK_CPUS, max_retries=5, scheduling_strategy="SPREAD")(body)
     batches = [items[i : i + per_task] for i in range(0, len(items), per_task)]
     solved: list[Solved] = ray.get([task.remote(tables_ref, batch) for batch in batches])
     return Solved(
