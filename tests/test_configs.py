@@ -63,5 +63,6 @@ def test_a_file_with_a_fault_fails(tmp_path: Path) -> None:
 
 
 def test_device_files_load() -> None:
+    assert DEVICES
     for path in DEVICES:
         assert load_devices(str(path)), path
