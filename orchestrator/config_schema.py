@@ -82,6 +82,13 @@ def _readable(value: str | None) -> str | None:
     return value
 
 
+def _from_here(path: str | None) -> str | None:
+    """A relative path means the driver's folder: a Ray worker runs in one of its own."""
+    if path is None or "://" in path:
+        return path
+    return str(Path(path).expanduser().absolute())
+
+
 def _weights(value: str | None) -> str | None:
     return value if value == "torchvision" else _readable(value)
 
@@ -157,7 +164,7 @@ class ModelConfig:
             name=self.name,
             num_classes=self.num_classes,
             options=dict(self.options),
-            weights=self.weights,
+            weights=self.weights if self.weights == "torchvision" else _from_here(self.weights),
         )
 
 
@@ -182,7 +189,10 @@ class DataConfig:
     def spec(self) -> DataSpec:
         """What the trainers room is told."""
         return DataSpec(
-            name=self.name, path=self.path, options=dict(self.options), holdout=self.holdout
+            name=self.name,
+            path=_from_here(self.path),
+            options=dict(self.options),
+            holdout=self.holdout,
         )
 
 

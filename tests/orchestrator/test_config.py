@@ -144,6 +144,20 @@ def test_given_weights_imply_no_pretraining(tmp_path: Path) -> None:
     assert list(_problems(tmp_path, missing)) == ["model.weights"]
 
 
+def test_workers_get_relative_paths_as_seen_from_the_drivers_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").write_bytes(b"")
+    text = GOOD.replace("{name: net}", "{name: net, weights: w.pt}")
+    text = text.replace("{name: images}", "{name: images, path: .}")
+    config = load_config(_write(tmp_path, text), (), NAMES).config
+    assert config.model.spec().weights == str(tmp_path / "w.pt")
+    assert config.data.spec().path == str(tmp_path)
+    # What decides the result stays as written: moving a folder makes no other experiment.
+    assert config.model.weights == "w.pt"
+
+
 @pytest.mark.parametrize("text", ["", "3", "[1]", "schema: experiment/2\n"])
 def test_what_is_no_experiment_is_refused(tmp_path: Path, text: str) -> None:
     assert _problems(tmp_path, text)
