@@ -10,19 +10,26 @@ Sources: "paper" = the LIMPQ paper, "published code" = its released code, "ours"
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo
-from pydantic_core import PydanticCustomError
 
-from solvers.accounting import accounting_named
-from solvers.errors import LimitError, TableError
-from solvers.limits import limit_from
+from orchestrator.config_types import (
+    AccountingName,
+    Alpha,
+    Candidates,
+    LimitSet,
+    Name,
+    PinBits,
+    ReadablePath,
+    Regex,
+    Unique,
+    WeightsSource,
+    from_here,
+    known,
+)
 from trainers.limpq.config import IndicatorConfig
 from trainers.metamix.config import MetaMixConfig
 from trainers.metamix.evidence_config import EvidenceConfig
@@ -30,113 +37,6 @@ from trainers.phases import DataSpec, ModelSpec
 from trainers.recipes import CLOSED, EvaluateConfig, PretrainConfig, TrainConfig
 
 SCHEMA = "experiment/1"
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
-NAME_RULE = "1-128 characters from A-Z a-z 0-9 . _ - starting with a letter or digit"
-# One bit is binary, which no quantizer here implements; 32 means "as it is".
-MAX_BITS = 16
-
-
-def _name(value: str) -> str:
-    if not NAME_PATTERN.match(value):
-        raise PydanticCustomError("mpq_allowed", NAME_RULE)
-    return value
-
-
-def _regex(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise PydanticCustomError(
-            "mpq_allowed", "a regular expression ({why})", {"why": str(error)}
-        ) from error
-    return value
-
-
-def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
-    if list(value) != sorted(set(value)):
-        raise PydanticCustomError("mpq_allowed", "each bit-width once, ascending")
-    return value
-
-
-def _unique(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(value)) != len(value):
-        raise PydanticCustomError("mpq_allowed", "every entry once")
-    return value
-
-
-def _readable(value: str | None) -> str | None:
-    if value is None or "://" in value:
-        return value
-    try:
-        path = Path(value).expanduser()
-        if path.is_dir():
-            next(iter(path.iterdir()), None)
-        else:
-            with path.open("rb"):
-                pass
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PydanticCustomError(
-            "mpq_allowed", "a file or folder that can be read ({why})", {"why": reason}
-        ) from error
-    return value
-
-
-def _from_here(path: str | None) -> str | None:
-    """A relative path means the driver's folder: a Ray worker runs in one of its own."""
-    if path is None or "://" in path:
-        return path
-    return str(Path(path).expanduser().absolute())
-
-
-def _weights(value: str | None) -> str | None:
-    return value if value == "torchvision" else _readable(value)
-
-
-def _known(kind: str) -> AfterValidator:
-    """A check against the names that the caller of ``load_config`` brought along, if any."""
-
-    def check(value: str, info: ValidationInfo) -> str:
-        names = (info.context or {}).get(kind)
-        if names is None or value in names or (kind == "models" and ":" in value):
-            return value
-        raise PydanticCustomError("mpq_name", "{kind}", {"kind": kind, "names": sorted(names)})
-
-    return AfterValidator(check)
-
-
-def _number_as_text(value: Any) -> Any:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return str(value) if is_number else value
-
-
-def _limits(value: Mapping[str, str]) -> Mapping[str, str]:
-    faults = []
-    for kind, amount in value.items():
-        try:
-            limit_from(kind, amount)
-        except LimitError as error:
-            faults.append(str(error))
-    if faults:
-        raise PydanticCustomError("mpq_allowed", "limits ({why})", {"why": "; ".join(faults)})
-    return value
-
-
-def _accounting(value: str) -> str:
-    try:
-        accounting_named(value)
-    except TableError as error:
-        raise PydanticCustomError("mpq_allowed", "{why}", {"why": str(error)}) from error
-    return value
-
-
-Bits = Annotated[int, Ge(2), Le(MAX_BITS)]
-PinBits = Annotated[int, Ge(0), Le(MAX_BITS)]
-Candidates = Annotated[tuple[Bits, ...], MinLen(1), AfterValidator(_ascending)]
-Regex = Annotated[str, MinLen(1), AfterValidator(_regex)]
-LimitText = Annotated[str, BeforeValidator(_number_as_text)]
-LimitSet = Annotated[Mapping[str, LimitText], MinLen(1), AfterValidator(_limits)]
-Alpha = Annotated[float, Ge(0.0), Le(1e6)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,10 +53,10 @@ class ModelConfig:
 
     __pydantic_config__ = CLOSED
 
-    name: Annotated[str, MinLen(1), _known("models")]
+    name: Annotated[str, MinLen(1), known("models")]
     num_classes: Annotated[int, Ge(2), Le(1_000_000)] = 10
     options: Mapping[str, Any] = field(default_factory=dict)
-    weights: Annotated[str | None, AfterValidator(_weights)] = None
+    weights: WeightsSource = None
 
     def spec(self) -> ModelSpec:
         """What the trainers room is told."""
@@ -164,7 +64,7 @@ class ModelConfig:
             name=self.name,
             num_classes=self.num_classes,
             options=dict(self.options),
-            weights=self.weights if self.weights == "torchvision" else _from_here(self.weights),
+            weights=self.weights if self.weights == "torchvision" else from_here(self.weights),
         )
 
 
@@ -181,8 +81,8 @@ class DataConfig:
 
     __pydantic_config__ = CLOSED
 
-    name: Annotated[str, MinLen(1), _known("datasets")]
-    path: Annotated[str | None, AfterValidator(_readable)] = None
+    name: Annotated[str, MinLen(1), known("datasets")]
+    path: ReadablePath = None
     options: Mapping[str, Any] = field(default_factory=dict)
     holdout: Annotated[float, Ge(0.0), Lt(1.0)] = 0.0
 
@@ -190,7 +90,7 @@ class DataConfig:
         """What the trainers room is told."""
         return DataSpec(
             name=self.name,
-            path=_from_here(self.path),
+            path=from_here(self.path),
             options=dict(self.options),
             holdout=self.holdout,
         )
@@ -244,7 +144,7 @@ class GroupConfig:
 
     __pydantic_config__ = CLOSED
 
-    name: Annotated[str, AfterValidator(_name)]
+    name: Name
     match: Regex
 
 
@@ -295,7 +195,7 @@ class SearchConfig:
 
     __pydantic_config__ = CLOSED
 
-    alphas: Annotated[tuple[Alpha, ...], MinLen(1), AfterValidator(_unique)] = (2.0,)
+    alphas: Annotated[tuple[Alpha, ...], MinLen(1), Unique] = (2.0,)
     limits: Annotated[tuple[LimitSet, ...], MinLen(1)] = field(
         default_factory=lambda: ({"bitops_level": "3x3"}, {"bitops_level": "4x4"})
     )
@@ -304,10 +204,8 @@ class SearchConfig:
     time_limit_s: Annotated[float, Gt(0.0), Le(86_400.0)] = 60.0
     solves_per_task: Annotated[int, Ge(25), Le(100)] = 50
     limits_per_trial: Annotated[int, Ge(1)] = 8
-    train_alphas: Annotated[tuple[Alpha, ...], AfterValidator(_unique)] | None = None
-    train_limits: Annotated[tuple[Annotated[int, Ge(0)], ...], AfterValidator(_unique)] | None = (
-        None
-    )
+    train_alphas: Annotated[tuple[Alpha, ...], Unique] | None = None
+    train_limits: Annotated[tuple[Annotated[int, Ge(0)], ...], Unique] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -363,7 +261,7 @@ class ExperimentConfig:
 
     __pydantic_config__ = CLOSED
 
-    name: Annotated[str, AfterValidator(_name)]
+    name: Name
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     runs_dir: Annotated[str, MinLen(1)] = "runs"
     method: Literal["limpq", "metamix", "uniform"] = "limpq"
@@ -372,14 +270,14 @@ class ExperimentConfig:
     bits: BitsConfig = field(default_factory=BitsConfig)
     pins: tuple[PinConfig, ...] = ()
     groups: tuple[GroupConfig, ...] = ()
-    accounting: Annotated[str, AfterValidator(_accounting)] = "standard"
+    accounting: AccountingName = "standard"
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     pretrain: PretrainConfig | None = field(default_factory=PretrainConfig)
     indicators: IndicatorConfig = field(default_factory=IndicatorConfig)
     metamix: MetaMixConfig = field(default_factory=MetaMixConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    controls: Annotated[tuple[Control, ...], AfterValidator(_unique)] = (
+    controls: Annotated[tuple[Control, ...], Unique] = (
         "uniform",
         "random",
         "reversed",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config_schema import NAME_PATTERN, NAME_RULE
+from orchestrator.config_types import NAME_PATTERN, NAME_RULE
 from orchestrator.errors import StoreError
 from orchestrator.journal import Journal
 from orchestrator.leftovers import sha256_of, sweep_temporaries
