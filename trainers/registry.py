@@ -15,6 +15,13 @@ _PHASES = {
     "metamix.drift": "trainers.metamix.drift",
     "metamix.distributions": "trainers.metamix.distributions",
     "hessian": "trainers.hessian",
+    "baselines.quantization_error": "trainers.baselines.quantization_error",
+    "baselines.one_layer_loss": "trainers.baselines.one_layer_loss",
+    "baselines.hawq": "trainers.baselines.hawq",
+    "baselines.hawq_v2": "trainers.baselines.hawq_v2",
+    "baselines.hawq_v3": "trainers.baselines.hawq_v3",
+    "baselines.edmips": "trainers.baselines.edmips",
+    "baselines.random_search": "trainers.baselines.random_search",
     "weight_training": "trainers.weight_training",
 }
 
