@@ -18,9 +18,10 @@ from solvers.accounting import STANDARD, Accounting
 from solvers.errors import TableError
 from solvers.limits import Limit
 from solvers.policy import Policy, make_policy
-from solvers.problem import Problem, build_problem
+from solvers.problem import build_problem
 from solvers.tables import BitChoices, CostTable, ImportanceTable, LayerBits
 from solvers.uses import is_additive
+from solvers.walks import least_picks, narrow_at_random, widen_at_random
 
 
 def uniform(
@@ -88,18 +89,12 @@ def random_policy(
     problem = build_problem(costs, choices, limits, importance=None, accounting=accounting)
     rng = np.random.default_rng(_stream("random policy", seed))
     picks = [int(rng.integers(len(unit.options))) for unit in problem.units]
-    least = _least_picks(problem)
-    if not problem.fits(problem.bits_by_name(least)):
+    if not problem.fits(problem.bits_by_name(least_picks(problem))):
         # Two limits can pull apart (weight bits against activation bits) only through groups or
         # latencies that fall when bits rise; the random walk does not search that corner.
         return None
-    order = [int(u) for u in rng.permutation(len(picks))]
-    while not problem.fits(problem.bits_by_name(picks)):
-        moved = [u for u in order if picks[u] != least[u]]
-        u = moved[int(rng.integers(len(moved)))]
-        lower = _neighbours(problem, u, picks[u], up=False)
-        picks[u] = lower[int(rng.integers(len(lower)))] if lower else least[u]
-    _widen_at_random(problem, picks, rng)
+    narrow_at_random(problem, picks, rng)
+    widen_at_random(problem, picks, rng)
     return make_policy(costs, problem.bits_by_name(picks), "random", accounting)
 
 
@@ -140,7 +135,7 @@ def greedy(
         costs, choices, limits, importance=importance, alpha=alpha, accounting=accounting,
         repair=repair,
     )  # fmt: skip
-    picks = _least_picks(problem)
+    picks = least_picks(problem)
     if not problem.fits(problem.bits_by_name(picks)):
         return None
     room = [max(c.bound, 1) for c in problem.ceilings if is_additive(c)]
@@ -175,59 +170,3 @@ def greedy(
 def _stream(name: str, seed: int) -> int:
     """A seed of its own for a named purpose."""
     return int.from_bytes(hashlib.sha256(f"{name}/{seed}".encode()).digest()[:8], "big")
-
-
-def _least_picks(problem: Problem) -> list[int]:
-    """Per unit the option of least use, limits weighed by their bounds; then of fewest bits."""
-    room = [max(c.bound, 1) for c in problem.additive]
-    picks = []
-    for unit, use in zip(problem.units, problem.use, strict=True):
-        share = np.zeros(len(unit.options))
-        for row, r in zip(use, room, strict=True):
-            share += row / r
-        sums = [(float(s), o.weight_bits + o.act_bits) for s, o in zip(share, unit.options,
-                                                                         strict=True)]  # fmt: skip
-        picks.append(min(range(len(sums)), key=sums.__getitem__))
-    return picks
-
-
-def _neighbours(problem: Problem, u: int, pick: int, *, up: bool) -> list[int]:
-    """Options of unit ``u`` one step wider (or narrower) in one tensor, the other unchanged."""
-    options = problem.units[u].options
-    now = options[pick]
-    found = []
-    for tensor in ("weight_bits", "act_bits"):
-        other = "act_bits" if tensor == "weight_bits" else "weight_bits"
-        mine = getattr(now, tensor)
-        steps = [
-            (getattr(o, tensor), i)
-            for i, o in enumerate(options)
-            if getattr(o, other) == getattr(now, other)
-            and (getattr(o, tensor) > mine if up else getattr(o, tensor) < mine)
-        ]
-        if steps:
-            found.append(min(steps)[1] if up else max(steps)[1])
-    if not found:  # tied bits: no option differs in one tensor only
-        total = now.weight_bits + now.act_bits
-        sums = [(o.weight_bits + o.act_bits, i) for i, o in enumerate(options)]
-        beyond = [s for s in sums if (s[0] > total if up else s[0] < total)]
-        if beyond:
-            found.append(min(beyond)[1] if up else max(beyond)[1])
-    return found
-
-
-def _widen_at_random(problem: Problem, picks: list[int], rng: np.random.Generator) -> None:
-    """Widen random units in place until no single widening fits."""
-    open_units = {u for u in range(len(picks)) if _neighbours(problem, u, picks[u], up=True)}
-    while open_units:
-        u = sorted(open_units)[int(rng.integers(len(open_units)))]
-        wider = _neighbours(problem, u, picks[u], up=True)
-        before = picks[u]
-        for o in (wider[int(i)] for i in rng.permutation(len(wider))):
-            picks[u] = o
-            if problem.fits(problem.bits_by_name(picks)):
-                break
-            picks[u] = before
-        if picks[u] == before:
-            # Use only grows from here, so what does not fit now will not fit later.
-            open_units.discard(u)
