@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from orchestrator.config_schema import ClusterConfig
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.errors import ResourceError
+from orchestrator.head_watch import HeadWatch
 from orchestrator.ledger import Ledger
 
 # Workers share what the trial drivers of Ray Tune leave: one of those asks for 0.01 CPU, so
@@ -37,7 +38,6 @@ class Resources:
         gpus_per_worker: GPUs of each.
         num_threads: torch threads of each.
         placement: Ray's placement strategy, PACK or SPREAD.
-        max_failures: restarts of the group after a lost worker.
     """
 
     num_workers: int
@@ -45,7 +45,6 @@ class Resources:
     gpus_per_worker: float
     num_threads: int
     placement: str
-    max_failures: int
 
 
 def set_environment() -> None:
@@ -55,6 +54,10 @@ def set_environment() -> None:
     # The controller drains reports and sees a finished group once per interval (2 s by default).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    # A frozen worker of a group without peers is noticed by Ray alone, after 10 min by default.
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "300")
+    # Ray runs a task that ran out of memory again without end.
+    os.environ.setdefault("RAY_task_oom_retries", "1")
     # First SIGINT asks the workers to checkpoint; Tune would abort the trials instead.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     # Tune and the driver write progress of their own; the run prints one line per event.
@@ -85,13 +88,20 @@ def ray_cluster(address: str | None) -> Iterator[Nodes]:
             "check `ray status --address ...` and RAY_AUTH_TOKEN, or leave --address out",
         ) from error
     try:
-        yield tuple(
-            {name: float(amount) for name, amount in node["Resources"].items()}
-            for node in ray.nodes()
-            if node["Alive"]
-        )
+        yield living_nodes()
     finally:
         ray.shutdown()
+
+
+def living_nodes() -> Nodes:
+    """What each node that is up now has."""
+    import ray
+
+    return tuple(
+        {name: float(amount) for name, amount in node["Resources"].items()}
+        for node in ray.nodes()
+        if node["Alive"]
+    )
 
 
 @contextmanager
@@ -175,7 +185,6 @@ def resources_for(cluster: ClusterConfig, nodes: Nodes) -> Resources:
         gpus_per_worker=cluster.gpus_per_worker,
         num_threads=cluster.threads_per_worker or max(1, round(cpus)),
         placement=cluster.placement,
-        max_failures=cluster.max_failures,
     )
     check_fits(resources, nodes)
     return resources
@@ -193,6 +202,7 @@ class OnDemandCluster:
         self._config, self._ledger = cluster, ledger
         self._stack = ExitStack()
         self._nodes: Nodes | None = None
+        self._head: HeadWatch | None = None
 
     @property
     def nodes(self) -> Nodes:
@@ -206,6 +216,14 @@ class OnDemandCluster:
     def num_cpus(self) -> int:
         """Whole CPUs of the cluster, at least one."""
         return max(1, int(total(self.nodes, "CPU")))
+
+    def lost(self) -> str:
+        """Why the cluster counts as gone (its head did not answer for a while), or empty."""
+        if self._head is None:
+            import ray
+
+            self._head = HeadWatch(ray.get_runtime_context().gcs_address)
+        return self._head.look()
 
     def resources(self) -> Resources:
         """What each worker group asks for.

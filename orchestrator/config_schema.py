@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.config_types import (
     AccountingName,
     Alpha,
@@ -146,31 +147,6 @@ class GroupConfig:
 
     name: Name
     match: Regex
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClusterConfig:
-    """Where the run's processes go. Not part of what a result is: changing it never drifts.
-
-    Attributes:
-        num_workers: Ray Train workers of one training phase.
-        cpus_per_worker: null = an equal share of the cores, less what the driver needs.
-        gpus_per_worker: GPUs each worker asks for.
-        threads_per_worker: compute threads of each worker; null = its whole CPUs, at least 1.
-        placement: how Ray spreads workers over nodes.
-        max_failures: worker losses a phase survives before it counts as failed.
-        address: of a running Ray cluster; null starts one on this machine.
-    """
-
-    __pydantic_config__ = CLOSED
-
-    num_workers: Annotated[int, Ge(1), Le(4096)] = 1
-    cpus_per_worker: Annotated[float, Gt(0.0)] | None = None
-    gpus_per_worker: Annotated[float, Ge(0.0)] = 0.0
-    threads_per_worker: Annotated[int, Ge(1)] | None = None
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    max_failures: Annotated[int, Ge(0)] = 2
-    address: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

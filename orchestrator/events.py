@@ -16,6 +16,9 @@ STEP_STARTED = "step_started"
 STEP_SKIPPED = "step_skipped"
 """``step``, ``reason``: it was finished and its outputs verify."""
 
+STEP_RESTARTED = "step_restarted"
+"""``step``, ``attempt``, ``failure`` (its class), ``reason``, ``wait_s``, ``num_workers``."""
+
 RUN_INTERRUPTED = "run_interrupted"
 """``signal``, ``step``."""
 

@@ -1,17 +1,22 @@
-"""How does a phase become a Ray Train worker group, and what comes back?
+"""How does a phase become one Ray Train worker group, and what comes back?
 
 The group's name holds the hash of what it computes, because Ray Train resumes whatever it finds
-under a name: a changed configuration must never meet an old run's state.
+under a name: a changed configuration must never meet an old run's state. Ray restarts nothing by
+itself here; ``relaunch`` does, which can tell one failure from another.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.cluster import Resources
+from orchestrator.retries import Loss
 from trainers.phases import PhaseSpec
+from trainers.watchdog import raise_fence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +34,15 @@ class Launch:
     error: Exception | None
 
 
-def launch(spec: PhaseSpec, *, step_dir: Path, run_dir: Path, key: str, ask: Resources) -> Launch:
+def launch(
+    spec: PhaseSpec,
+    *,
+    step_dir: Path,
+    run_dir: Path,
+    key: str,
+    ask: Resources,
+    hang_s: float | None = None,
+) -> Launch:
     """Run a phase on a worker group of the connected cluster and wait for it.
 
     Args:
@@ -38,9 +51,10 @@ def launch(spec: PhaseSpec, *, step_dir: Path, run_dir: Path, key: str, ask: Res
         run_dir: where the driver may leave a request to stop.
         key: hash of everything that decides the result.
         ask: workers and what each gets.
+        hang_s: seconds without an update after which a worker ends itself; None = never.
 
     Raises:
-        ray.train.TrainingFailedError: workers were lost more often than ``ask.max_failures``.
+        ray.train.TrainingFailedError: workers were lost, or raised what is no refusal.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -51,6 +65,8 @@ def launch(spec: PhaseSpec, *, step_dir: Path, run_dir: Path, key: str, ask: Res
     per_worker = {"CPU": ask.cpus_per_worker}
     if ask.gpus_per_worker:
         per_worker["GPU"] = ask.gpus_per_worker
+    token = secrets.token_hex(8)
+    raise_fence(step_dir, token)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={
@@ -58,6 +74,8 @@ def launch(spec: PhaseSpec, *, step_dir: Path, run_dir: Path, key: str, ask: Res
             "step_dir": str(step_dir),
             "run_dir": str(run_dir),
             "num_threads": ask.num_threads,
+            "token": token,
+            "hang_s": hang_s,
         },
         torch_config=TorchConfig(backend="nccl" if ask.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
@@ -69,7 +87,9 @@ def launch(spec: PhaseSpec, *, step_dir: Path, run_dir: Path, key: str, ask: Res
         run_config=RunConfig(
             name=f"{spec.phase}-{key[:12]}",
             storage_path=str(run_dir / "ray"),
-            failure_config=FailureConfig(max_failures=ask.max_failures),
+            failure_config=FailureConfig(
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
         ),
     )
     returned = trainer.fit().return_value
@@ -78,3 +98,39 @@ def launch(spec: PhaseSpec, *, step_dir: Path, run_dir: Path, key: str, ask: Res
         worked_s=returned["worked_s"],
         error=returned["error"],
     )
+
+
+def losses_of(error: BaseException) -> tuple[Loss, ...]:
+    """What ``fit`` raised as plain values, one a rank where it says so."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return tuple(_loss(rank, failure) for rank, failure in sorted(failures.items()))
+    return (_loss(None, error),)
+
+
+def _loss(rank: int | None, error: BaseException) -> Loss:
+    chain = tuple(_unwrapped(error))
+    kinds = frozenset(kind.__name__ for link in chain for kind in type(link).__mro__)
+    return Loss(
+        rank=rank,
+        kinds=kinds - {"object", "BaseException", "Exception"},
+        text=str(chain[-1]) or type(chain[-1]).__name__,
+        errno=next((e for link in chain if (e := getattr(link, "errno", None))), 0),
+        preempted=any(getattr(link, "preempted", False) is True for link in chain),
+    )
+
+
+def _unwrapped(error: BaseException) -> Iterator[BaseException]:
+    """The error, what Ray wrapped in it, and so on."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        wrapped = (
+            getattr(link, "health_check_failure", None)
+            or getattr(link, "controller_failure", None)
+            or getattr(link, "_base_exc", None)
+            or getattr(link, "cause", None)
+        )
+        link = wrapped if isinstance(wrapped, BaseException) else None

@@ -6,6 +6,7 @@ after another on a laptop. Every phase keeps its own step, record and resume.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import solvers.errors
 import trainers.errors
 from orchestrator.cluster import OnDemandCluster, num_places
-from orchestrator.launch import Launch, launch
+from orchestrator.launch import Launch
 from orchestrator.phase_step import begin, finished_record, keep_result, phase_step, result_of
 from orchestrator.plan import Step
 from orchestrator.records import RunRecord
+from orchestrator.relaunch import GroupLostError, Restart, run_group
 from orchestrator.session import Session
 from orchestrator.trials import run_trials
-from orchestrator.watch import watched
+from orchestrator.watch import keep_restart, watched
 from trainers.phases import PhaseResult, PhaseSpec
 from trainers.results import load_result
 
@@ -83,13 +85,25 @@ def _launch_all(
     run_dir = session.store.root
     folders = {name: session.store.step_dir(name) for name in by_name}
 
+    settings = session.config.cluster
+
     def work(name: str) -> Mapping[str, Any]:
         step, spec = by_name[name]
+        restarts: list[Restart] = []
         try:
-            done = launch(spec, step_dir=folders[name], run_dir=run_dir, key=step.key, ask=ask)
-        except Exception as error:
-            return _told(Launch(wall_s=0.0, worked_s=0.0, error=error))
-        return _told(done)
+            done = run_group(
+                spec,
+                step=name,
+                step_dir=folders[name],
+                run_dir=run_dir,
+                key=step.key,
+                ask=ask,
+                cluster=settings,
+                tell=restarts.append,
+            )
+        except GroupLostError as error:
+            done = Launch(wall_s=0.0, worked_s=0.0, error=error)
+        return _told(done, restarts)
 
     places = num_places(cluster.nodes, ask.cpus_per_worker, ask.gpus_per_worker)
     concurrent = max(1, places // ask.num_workers)
@@ -101,17 +115,23 @@ def _launch_all(
         lambda: run_trials(
             list(by_name), work, folder=run_dir / "ray", label="phases", concurrent=concurrent
         ),
+        lost=cluster.lost,
     )
+    for trial in told.values():
+        for restart in json.loads(trial["restarts"]):
+            keep_restart(session, Restart(**restart))
     wall_s = time.perf_counter() - began
     worked_s = sum(t["worked_s"] for t in told.values()) / concurrent
     session.ledger.add("worker start and stop", max(0.0, wall_s - worked_s))
     return {name: _heard(t) for name, t in told.items()}
 
 
-def _told(done: Launch) -> dict[str, Any]:
+def _told(done: Launch, restarts: Sequence[Restart]) -> dict[str, Any]:
     """A launch as the plain values that a trial may report."""
     error = done.error
     return {
+        "restarts": json.dumps([restart.to_json() for restart in restarts]),
+        "failure": str(error.failure) if isinstance(error, GroupLostError) else "",
         "wall_s": done.wall_s,
         "worked_s": done.worked_s,
         "error_type": "" if error is None else type(error).__name__,
@@ -122,7 +142,9 @@ def _told(done: Launch) -> dict[str, Any]:
 def _heard(told: Mapping[str, Any]) -> Launch:
     """The launch again, with an error of the room that raised it."""
     error: Exception | None = None
-    if told["error_type"]:
+    if told["failure"]:
+        error = GroupLostError(told["error"], told["failure"])
+    elif told["error_type"]:
         name = told["error_type"]
         rooms = (trainers.errors, solvers.errors)
         kind = next((getattr(room, name) for room in rooms if hasattr(room, name)), RuntimeError)

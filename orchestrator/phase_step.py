@@ -13,11 +13,13 @@ from pathlib import Path
 
 from orchestrator import events
 from orchestrator.cluster import OnDemandCluster
-from orchestrator.errors import UserError
-from orchestrator.launch import Launch, launch
+from orchestrator.errors import ResourceError, UserError
+from orchestrator.launch import Launch
 from orchestrator.outcomes import failed_record, phase_record
 from orchestrator.plan import Step
 from orchestrator.records import RunRecord, State
+from orchestrator.relaunch import GroupLostError, Restart, run_group
+from orchestrator.retries import FailureClass
 from orchestrator.session import Session
 from orchestrator.watch import watched
 from solvers.atomic import write_atomically
@@ -88,25 +90,44 @@ def run_phase(
     ask = cluster.resources()
     began = time.perf_counter()
     session.say(f"{step.name}: {step.about}, on {ask.num_workers} workers")
+    restarts: list[Restart] = []
     try:
-        (outcome,) = watched(
+        outcome = watched(
             session,
             [step],
-            lambda: [
-                launch(spec, step_dir=folder, run_dir=session.store.root, key=step.key, ask=ask)
-            ],
+            lambda: run_group(
+                spec,
+                step=step.name,
+                step_dir=folder,
+                run_dir=session.store.root,
+                key=step.key,
+                ask=ask,
+                cluster=session.config.cluster,
+                tell=restarts.append,
+            ),
             tick,
+            restarts=restarts,
+            lost=cluster.lost,
         )
-    except Exception as error:
-        _keep_failure(session, step, spec, State.FAILED, str(error), began)
-        raise StepFailedError(
-            f"{step.name} lost its workers: {str(error).splitlines()[0]}",
-            str(folder),
-            f"more than {ask.max_failures} worker failures",
-            "see the run's ray folder for their logs, then run the same command again",
-        ) from error
+    except GroupLostError as error:
+        raise lost_step(session, step, spec, error, began) from error
     session.ledger.add("worker start and stop", outcome.wall_s - outcome.worked_s)
     return result_of(session, step, spec, outcome, began)
+
+
+def lost_step(
+    session: Session, step: Step, spec: PhaseSpec, error: GroupLostError, began: float
+) -> UserError:
+    """Record that a step lost its workers for good; what is to be raised."""
+    _keep_failure(session, step, spec, State.FAILED, str(error), began)
+    kind = ResourceError if error.failure is FailureClass.RESOURCE else StepFailedError
+    return kind(
+        f"{step.name} lost its workers: {error}",
+        str(session.store.step_dir(step.name)),
+        "",
+        "see `mpq logs` for what they wrote, then run the same command again; it goes on from the "
+        "newest checkpoint",
+    )
 
 
 def result_of(
@@ -122,6 +143,8 @@ def result_of(
         measured = result.cost.wall_s + result.eval_cost.wall_s
         session.ledger.add("set-up in the workers", max(0.0, outcome.worked_s - measured))
         return result
+    if isinstance(refusal, GroupLostError):
+        raise lost_step(session, step, spec, refusal, began) from refusal
     if isinstance(refusal, InterruptedPhaseError):
         session.stop_if_asked()
         raise refusal

@@ -25,6 +25,7 @@ from trainers.errors import TrainersError
 from trainers.messages import StopRequest, append_progress
 from trainers.phases import PhaseContext, PhaseSpec, Report
 from trainers.registry import find_phase
+from trainers.watchdog import Fence, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: ``spec`` (PhaseSpec), ``step_dir``, ``run_dir`` (where the driver leaves its stop
-            request), ``num_threads``.
+            request), ``num_threads``, ``token`` of this group, ``hang_s``.
 
     Returns:
         When this rank began and how long it worked, for the run's account of its wall time; and
@@ -48,16 +49,27 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(settings["num_threads"])
     train_context = ray.train.get_context()
     spec: PhaseSpec = settings["spec"]
+    step_dir, rank = Path(settings["step_dir"]), train_context.get_world_rank()
+    fence = Fence(step_dir, settings["token"])
+    watchdog = Watchdog(settings["hang_s"], step_dir / f"hang-rank{rank}.txt")
+    stop_request = StopRequest(Path(settings["run_dir"]))
+
+    def should_stop() -> bool:
+        watchdog.beat()
+        fence.check()
+        return stop_request()
+
     context = PhaseContext(
-        step_dir=Path(settings["step_dir"]),
-        rank=train_context.get_world_rank(),
+        step_dir=step_dir,
+        rank=rank,
         world_size=train_context.get_world_size(),
         device=str(ray.train.torch.get_device()),
-        report=_reporter(Path(settings["step_dir"]), train_context.get_world_rank()),
-        progress=_teller(Path(settings["step_dir"]), train_context.get_world_rank()),
-        should_stop=StopRequest(Path(settings["run_dir"])),
+        report=_reporter(step_dir, rank),
+        progress=_teller(step_dir, rank),
+        should_stop=should_stop,
     )
     error: Exception | None = None
+    watchdog.start()
     try:
         find_phase(spec.phase)(spec, context)
     except (TrainersError, SolversError) as refused:
@@ -65,6 +77,8 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
         if not _all_ended(context):
             raise
         error = refused
+    finally:
+        watchdog.stop()
     return {"began_unix_s": began, "worked_s": time.time() - began, "error": error}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.cluster import Resources, check_fits, num_places, resources_for, worker_cpus
-from orchestrator.config_schema import ClusterConfig
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.errors import ResourceError
 
 
@@ -16,7 +16,6 @@ def _ask(num_workers: int, cpus: float, gpus: float = 0.0) -> Resources:
         gpus_per_worker=gpus,
         num_threads=1,
         placement="PACK",
-        max_failures=0,
     )
 
 

@@ -72,7 +72,7 @@ def test_a_change_reaches_the_steps_after_it_and_none_before(tmp_path: Path) -> 
 
 
 def test_resources_and_tracking_decide_no_result(tmp_path: Path) -> None:
-    overrides = ("cluster.num_workers=2", "cluster.max_failures=0", "tracking.enabled=false")
+    overrides = ("cluster.num_workers=2", "cluster.retries.infrastructure=0", "tracking.enabled=false")
     assert _keys(_plan(tmp_path, *overrides)) == _keys(_plan(tmp_path))
 
 
