@@ -30,6 +30,7 @@ VERBS: Mapping[str, str] = {
     "compare": "Put the results of several runs into one table.",
     "sync": "Bring MLflow up to date with a run's journal.",
     "costs": "Print what a network costs, layer by layer.",
+    "literature": "Print what the papers report, row by row.",
     "solve": "Assign bits from tables on disk; no torch, no Ray.",
     "sweep": "Solve many alphas and limits from saved indicators.",
     "explain": "Say why layers got their bits.",
