@@ -138,10 +138,28 @@ def products(
     meter.forward(len(labels))
     gradients = torch.autograd.grad(loss, weights, create_graph=True)
     meter.backward()
-    curved = torch.autograd.grad(gradients, weights, grad_outputs=probe, materialize_grads=True)
+    return dots(probe, times_hessian(gradients, weights, probe, meter))
+
+
+def times_hessian(
+    gradients: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    meter: Meter,
+    *,
+    keep_graph: bool = False,
+) -> tuple[Tensor, ...]:
+    """H times ``vector``, where ``gradients`` are those of the loss by ``tensors``, with graph."""
+    product = torch.autograd.grad(
+        gradients, tensors, grad_outputs=vector, materialize_grads=True, retain_graph=keep_graph
+    )
     meter.hessian_vector_product()
-    dots = [(v.double() * hv.double()).sum() for v, hv in zip(probe, curved, strict=True)]
-    return torch.stack(dots).cpu()
+    return product
+
+
+def dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """a_l . b_l of each pair of tensors, shape [len(a)], float64 on the CPU."""
+    return torch.stack([(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]).cpu()
 
 
 def converged(rows: Sequence[Tensor], config: HessianConfig) -> bool:
