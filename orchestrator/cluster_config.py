@@ -28,6 +28,8 @@ class ClusterConfig:
         wait_for_nodes_s: how long a phase that lost nodes waits for room before the run gives up.
         hang_s: a worker that finished no update for so long ends itself, with its stack in the
             step's folder, and the group is started again; null = never.
+        images_per_second: of one worker in quantization-aware training of this network, as
+            measured or guessed; ``mpq plan`` reckons hours with it. null = not said.
         address: of a running Ray cluster; null starts one on this machine.
         insecure: join a cluster that answers without a token, where anyone who reaches its ports
             can run code as you.
@@ -44,5 +46,6 @@ class ClusterConfig:
     retries: RetriesConfig = field(default_factory=RetriesConfig)
     wait_for_nodes_s: Annotated[float, Ge(0.0), Le(604_800.0)] = 600.0
     hang_s: Annotated[float, Ge(1.0), Le(604_800.0)] | None = 1800.0
+    images_per_second: Annotated[float, Gt(0.0)] | None = None
     address: str | None = None
     insecure: bool = False

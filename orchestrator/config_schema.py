@@ -29,6 +29,7 @@ from orchestrator.config_types import (
     Unique,
     WeightsSource,
     from_here,
+    is_published,
     known,
 )
 from trainers.limpq.config import IndicatorConfig
@@ -48,8 +49,9 @@ class ModelConfig:
         name: a network that ``mpq doctor --names`` lists, or ``module:factory``.
         num_classes: width of the classifier.
         options: keyword arguments of the network's factory.
-        weights: null = train it first (section ``pretrain``), ``torchvision`` = its published
-            ImageNet weights, else a file with a state dict.
+        weights: null = train it first (section ``pretrain``), ``torchvision`` = its newest
+            published ImageNet weights, ``torchvision:IMAGENET1K_V1`` = those of that name, else a
+            file with a state dict.
     """
 
     __pydantic_config__ = CLOSED
@@ -65,7 +67,7 @@ class ModelConfig:
             name=self.name,
             num_classes=self.num_classes,
             options=dict(self.options),
-            weights=self.weights if self.weights == "torchvision" else from_here(self.weights),
+            weights=self.weights if is_published(self.weights) else from_here(self.weights),
         )
 
 
@@ -78,6 +80,8 @@ class DataConfig:
         path: file or folder of file-based sets.
         options: what the set takes besides.
         holdout: share of the training images kept for validation where there is no test split.
+        max_images: use at most so many images of each split, drawn once; null = all. What
+            ``mpq run --rehearse`` sets.
     """
 
     __pydantic_config__ = CLOSED
@@ -86,6 +90,7 @@ class DataConfig:
     path: ReadablePath = None
     options: Mapping[str, Any] = field(default_factory=dict)
     holdout: Annotated[float, Ge(0.0), Lt(1.0)] = 0.0
+    max_images: Annotated[int, Ge(1)] | None = None
 
     def spec(self) -> DataSpec:
         """What the trainers room is told."""
@@ -94,6 +99,7 @@ class DataConfig:
             path=from_here(self.path),
             options=dict(self.options),
             holdout=self.holdout,
+            max_images=self.max_images,
         )
 
 
@@ -102,8 +108,9 @@ class BitsConfig:
     """The candidate bit-widths of searched layers.
 
     Attributes:
-        weight: for weights. Paper and published code: 2 to 6.
-        act: for activations. Paper and published code: 2 to 6.
+        weight: for weights. Paper and published code: 2 to 6. [32] = full precision.
+        act: for activations. Paper and published code: 2 to 6. [32] = full precision, a
+            weights-only search.
         tied: a layer's weight and activation get the same bits. Paper: false.
     """
 
@@ -233,6 +240,9 @@ class ExperimentConfig:
         evidence: observations of the MetaMix paper to repeat beside the search.
         evaluate: how networks are measured.
         tracking: the MLflow mirror.
+        reports: rows of ``configs/literature`` that this experiment repeats, by id; shown beside
+            its results, never part of what they are.
+        rehearsal: made by ``mpq run --rehearse``: its figures mean nothing.
     """
 
     __pydantic_config__ = CLOSED
@@ -262,6 +272,8 @@ class ExperimentConfig:
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    reports: Annotated[tuple[str, ...], Unique] = ()
+    rehearsal: bool = False
 
     @property
     def learns_indicators(self) -> bool:

@@ -23,6 +23,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 NAME_RULE = "1-128 characters from A-Z a-z 0-9 . _ - starting with a letter or digit"
 # One bit is binary, which no quantizer here implements; 32 means "as it is".
 MAX_BITS = 16
+FULL_PRECISION_BITS = 32
 
 
 def _name(value: str) -> str:
@@ -44,6 +45,14 @@ def _regex(value: str) -> str:
 def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
     if list(value) != sorted(set(value)):
         raise PydanticCustomError("mpq_allowed", "each bit-width once, _ascending")
+    return value
+
+
+def _widths(value: tuple[int, ...]) -> tuple[int, ...]:
+    """32 stands alone: full precision has no step size, so nothing to weigh it against others."""
+    if value != (FULL_PRECISION_BITS,) and any(bits > MAX_BITS for bits in value):
+        allowed = f"bit-widths from 2 to {MAX_BITS}, or [{FULL_PRECISION_BITS}] alone"
+        raise PydanticCustomError("mpq_allowed", allowed)
     return value
 
 
@@ -78,8 +87,13 @@ def from_here(path: str | None) -> str | None:
     return str(Path(path).expanduser().absolute())
 
 
+def is_published(weights: str | None) -> bool:
+    """Whether weights are torchvision's: ``torchvision``, or ``torchvision:NAME`` of several."""
+    return weights is not None and weights.partition(":")[0] == "torchvision"
+
+
 def _weights(value: str | None) -> str | None:
-    return value if value == "torchvision" else _readable(value)
+    return value if is_published(value) else _readable(value)
 
 
 def known(kind: str) -> AfterValidator:
@@ -126,7 +140,10 @@ AccountingName = Annotated[str, AfterValidator(_accounting)]
 Unique = AfterValidator(_unique)
 Bits = Annotated[int, Ge(2), Le(MAX_BITS)]
 PinBits = Annotated[int, Ge(0), Le(MAX_BITS)]
-Candidates = Annotated[tuple[Bits, ...], MinLen(1), AfterValidator(_ascending)]
+Width = Annotated[int, Ge(2), Le(FULL_PRECISION_BITS)]
+Candidates = Annotated[
+    tuple[Width, ...], MinLen(1), AfterValidator(_ascending), AfterValidator(_widths)
+]
 Regex = Annotated[str, MinLen(1), AfterValidator(_regex)]
 LimitText = Annotated[str, BeforeValidator(_number_as_text)]
 LimitSet = Annotated[Mapping[str, LimitText], MinLen(1), AfterValidator(_limits)]

@@ -17,7 +17,7 @@ from orchestrator.yaml_source import read_yaml
 from solvers.atomic import write_atomically
 
 # Sections that say how and where, not what.
-FREE = ("cluster", "tracking", "runs_dir")
+FREE = ("cluster", "tracking", "runs_dir", "reports")
 
 
 def refuse_drift(store: RunStore, config: ExperimentConfig) -> None:

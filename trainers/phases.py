@@ -58,12 +58,14 @@ class DataSpec:
         path: root of file-based sets.
         options: what the set takes besides (mean, std, augmentation, image size).
         holdout: share of the training images kept for validation where the set has no test split.
+        max_images: at most so many images of each split, drawn once; None = all.
     """
 
     name: str
     path: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     holdout: float = 0.0
+    max_images: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from trainers.data.batches import balanced_fraction
 from trainers.data.images import ImageData, ImageSet, InMemoryImages, Normalisation
 from trainers.errors import DataError
 from trainers.phases import DataSpec
-from trainers.seeds import derive
+from trainers.seeds import derive, generator
 
 AUGMENT = ("pad", "flip")
 
@@ -41,7 +42,26 @@ def load_data(spec: DataSpec, seed: int) -> ImageData:
         DataError: unknown name, unreadable file, an empty split, an unknown option.
     """
     _check_name(spec.name)
-    return _SOURCES[spec.name](spec, seed)
+    return _at_most(spec.max_images, _SOURCES[spec.name](spec, seed), seed)
+
+
+def _at_most(most: int | None, data: ImageData, seed: int) -> ImageData:
+    """No more than ``most`` images of each split: a rehearsal wants a handful of any set."""
+    if most is None:
+        return data
+
+    def some(images: ImageSet, name: str) -> ImageSet:
+        if len(images) <= most:
+            return images
+        rng = generator(seed, "max-images", name)
+        return images.subset(torch.randperm(len(images), generator=rng)[:most].sort().values)
+
+    return replace(
+        data,
+        train=some(data.train, "train"),
+        test=some(data.test, "test"),
+        holdout=None if data.holdout is None else some(data.holdout, "holdout"),
+    )
 
 
 def _check_name(name: str) -> None:

@@ -59,10 +59,11 @@ def build_model(spec: ModelSpec) -> nn.Module:
         raise ModelError(
             f"model {spec.name!r}: the factory returned {type(model).__name__}, not a Module"
         )
-    if spec.weights == "torchvision":
+    published, _, which = (spec.weights or "").partition(":")
+    if published == "torchvision":
         if spec.name in _OWN or ":" in spec.name:
             raise ModelError(f"model {spec.name!r}: torchvision publishes no weights for it")
-        load_weights(model, torchvision_state(spec.name), "torchvision's published weights")
+        load_weights(model, torchvision_state(spec.name, which), "torchvision's published weights")
     elif spec.weights is not None:
         load_weights(model, spec.weights, spec.weights)
     return model

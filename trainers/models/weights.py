@@ -87,19 +87,40 @@ def weights_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def torchvision_state(name: str) -> dict[str, Tensor]:
-    """Torchvision's default published weights of a network, downloaded once by torchvision.
+def published_weights(name: str, which: str = "") -> Any:
+    """Torchvision's entry for a network's published weights; nothing is fetched.
+
+    Args:
+        name: of the network.
+        which: ``IMAGENET1K_V1`` ...; empty = the newest, which torchvision may change.
 
     Raises:
-        ModelError: there are none, or they cannot be fetched.
+        ModelError: there are none, or none of that name; the message lists those there are.
     """
     from torchvision import models
 
     try:
-        published = models.get_model_weights(name).DEFAULT
-        return dict(published.get_state_dict(progress=False, check_hash=True))
-    except (ValueError, AttributeError) as error:
+        entries = models.get_model_weights(name)
+    except ValueError as error:
         raise ModelError(f"model {name!r}: torchvision publishes no weights for it") from error
+    try:
+        return entries[which or "DEFAULT"]
+    except KeyError:
+        raise ModelError(
+            f"model {name!r}: torchvision publishes no weights {which!r} for it; there are "
+            f"{', '.join(entries.__members__)}"
+        ) from None
+
+
+def torchvision_state(name: str, which: str = "") -> dict[str, Tensor]:
+    """Torchvision's published weights of a network, downloaded once by torchvision.
+
+    Raises:
+        ModelError: there are none, or they cannot be fetched.
+    """
+    published = published_weights(name, which)
+    try:
+        return dict(published.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise ModelError(
             f"model {name!r}: torchvision's weights cannot be fetched ({error}); give the path of "
