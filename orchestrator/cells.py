@@ -84,10 +84,11 @@ def resolve_limits(
 
 
 def search_cells(config: ExperimentConfig, limit_sets: tuple[LimitSet, ...]) -> tuple[Cell, ...]:
-    """Every cell that the solver is asked: the method's own, then the controls made by solving.
+    """Every cell that the solver is asked: the method's own, the controls, then the sources.
 
-    A control stands at the limits that are trained and at the first alpha that is trained: it is
-    there to be compared with a trained policy.
+    Controls and sources stand at the limits that are trained, and at the first alpha that is
+    trained unless a source has one of its own: they are there to be compared with a trained
+    policy.
     """
     search = config.search
     cells: list[Cell] = []
@@ -97,18 +98,29 @@ def search_cells(config: ExperimentConfig, limit_sets: tuple[LimitSet, ...]) -> 
             for alpha in search.alphas
             for limits in limit_sets
         ]
-    solved = [c for c in config.controls if c in ("limpq", "metamix_ilp", "reversed", "initial")]
-    if not config.learns_indicators:
-        solved = [c for c in solved if c == "metamix_ilp"]
-    if config.method != "metamix":
-        solved = [c for c in solved if c in ("reversed", "initial")]
-    alpha = trained_alphas(search)[0]
+    asked = [(method, trained_alphas(search)[0]) for method in _solved_controls(config)]
+    asked += [
+        (source.name, trained_alphas(search)[0] if source.alpha is None else source.alpha)
+        for source, _ in config.asked_sources
+        if source.yields == "importance"
+    ]
     cells += [
         Cell(method=method, alpha=alpha, limit_set=limits)
-        for method in solved
+        for method, alpha in asked
         for limits in trained_limits(search, limit_sets)
     ]
     return tuple(cells)
+
+
+def _solved_controls(config: ExperimentConfig) -> list[str]:
+    """Controls that the solver makes, as far as this run has what they are made from."""
+    from_indicators = ("reversed", "initial", "limpq")
+    return [
+        control
+        for control in config.controls
+        if (control == "metamix_ilp" and config.method == "metamix")
+        or (control in from_indicators and config.learns_indicators and control != config.method)
+    ]
 
 
 def trained_alphas(search: SearchConfig) -> tuple[float, ...]:

@@ -2,8 +2,8 @@
 
 To add a section, add a dataclass here and a field to ``ExperimentConfig``; validation, error
 messages, near-name suggestions, ``--set`` and the resolved dump follow from the types. The
-sections ``pretrain``, ``indicators``, ``metamix``, ``evidence``, ``train`` and ``evaluate`` belong
-to the trainers room and are only referred to.
+sections ``pretrain``, ``indicators``, ``metamix``, ``sources``, ``evidence``, ``train`` and
+``evaluate`` belong to the trainers room and are only referred to.
 
 Sources: "paper" = the LIMPQ paper, "published code" = its released code, "ours" = chosen here.
 """
@@ -37,6 +37,8 @@ from trainers.metamix.config import MetaMixConfig
 from trainers.metamix.evidence_config import EvidenceConfig
 from trainers.phases import DataSpec, ModelSpec
 from trainers.recipes import CLOSED, EvaluateConfig, PretrainConfig, TrainConfig
+from trainers.source_config import SourcesConfig
+from trainers.sources import SOURCES, Source
 
 SCHEMA = "experiment/1"
 
@@ -230,6 +232,7 @@ class ExperimentConfig:
         pretrain: training of the full-precision network; null when ``model.weights`` names one.
         indicators: LIMPQ's joint indicator training.
         metamix: MetaMix's bit selection.
+        sources: other ways to a policy within the limits that are trained, whatever the method.
         search: alphas, limits and the solver.
         train: weight training of each distinct policy.
         controls: policies trained on the same limits for comparison: ``uniform`` bits, a
@@ -261,6 +264,7 @@ class ExperimentConfig:
     pretrain: PretrainConfig | None = field(default_factory=PretrainConfig)
     indicators: IndicatorConfig = field(default_factory=IndicatorConfig)
     metamix: MetaMixConfig = field(default_factory=MetaMixConfig)
+    sources: SourcesConfig = field(default_factory=SourcesConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     controls: Annotated[tuple[Control, ...], Unique] = (
@@ -276,8 +280,17 @@ class ExperimentConfig:
     rehearsal: bool = False
 
     @property
+    def asked_sources(self) -> tuple[tuple[Source, Any], ...]:
+        """The sources to run, each with its own configuration."""
+        found = ((source, getattr(self.sources, source.name)) for source in SOURCES)
+        return tuple((source, recipe) for source, recipe in found if recipe is not None)
+
+    @property
     def learns_indicators(self) -> bool:
-        """Whether LIMPQ's joint training is part of the run."""
-        if self.method == "metamix":
-            return "limpq" in self.controls or self.metamix.start == "limpq"
-        return self.method == "limpq"
+        """Whether LIMPQ's joint training is part of the run: its method, or what asks for it."""
+        return (
+            self.method == "limpq"
+            or any(control.startswith("limpq") for control in self.controls)
+            or (self.method == "metamix" and self.metamix.start == "limpq")
+            or any(source.needs_indicators for source, _ in self.asked_sources)
+        )

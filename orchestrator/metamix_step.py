@@ -64,6 +64,7 @@ def metamix_steps(
             },
             facts={
                 "selection": step.name,
+                "search_steps": [plan.step("meta").name, step.name],
                 **{k: record.facts[k] for k in ("in_band", "changed_layers", "argmax_policy_id")},
             },
             reason="" if record.facts["in_band"] else "nearest reachable to the target",

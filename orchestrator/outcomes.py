@@ -69,15 +69,13 @@ def phase_record(
     metrics = dict(_eval_metrics(result))
     if phase == "pretrain":
         metrics |= _train_cost(result.cost)
+    elif phase == keys.SOURCE:
+        metrics = {f"{keys.SOURCE}/{name}": value for name, value in result.metrics.items()}
+        metrics |= _search_cost(result)
     elif phase == keys.EVIDENCE:
         metrics = {f"{keys.EVIDENCE}/{name}": value for name, value in result.metrics.items()}
     else:
-        metrics |= {
-            keys.SEARCH_DEVICE_S: result.cost.device_s,
-            keys.SEARCH_WALL_S: result.cost.wall_s,
-            keys.SEARCH_IMAGES: float(result.cost.images),
-            keys.SEARCH_PASSES: float(result.cost.forward_passes + result.cost.backward_passes),
-        }
+        metrics |= _search_cost(result)
     return RunRecord(
         run=run,
         step=step.name,
@@ -132,7 +130,8 @@ def candidate_record(
     metrics = {**candidate.search}
     if policy is not None:
         metrics |= policy_metrics(policy)
-    state = State.DONE if policy is not None else State.INFEASIBLE
+    missing = State.BLOCKED if candidate.failed else State.INFEASIBLE
+    state = State.DONE if policy is not None else missing
     if solved is not None:
         state = _STATES[solved.status]
         metrics[keys.SOLVE_WALL_S] = solved.wall_s
@@ -243,6 +242,21 @@ def _eval_metrics(result: PhaseResult) -> dict[str, float]:
 
 def _train_cost(cost: Cost) -> dict[str, float]:
     return {keys.TRAIN_DEVICE_S: cost.device_s, keys.TRAIN_WALL_S: cost.wall_s}
+
+
+def _search_cost(result: PhaseResult) -> dict[str, float]:
+    cost = result.cost
+    spent = {
+        keys.SEARCH_DEVICE_S: cost.device_s,
+        keys.SEARCH_WALL_S: cost.wall_s,
+        keys.SEARCH_IMAGES: float(cost.images),
+        keys.SEARCH_PASSES: float(cost.forward_passes + cost.backward_passes),
+    }
+    if cost.hvps:
+        spent[keys.SEARCH_HVPS] = float(cost.hvps)
+    if "evaluations" in result.metrics:
+        spent[keys.SEARCH_EVALUATIONS] = float(result.metrics["evaluations"])
+    return spent
 
 
 def _meters(result: PhaseResult) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The story of a run, from a checked configuration to a report. Read it top to bottom.
 
-    plan -> full precision -> indicators -> sweep -> train each distinct policy
-         -> evidence, where it is asked for -> report
+    plan -> full precision -> indicators -> other sources -> sweep
+         -> train each distinct policy -> evidence, where it is asked for -> report
 
 Decisions are made elsewhere (``plan``, ``policies``, ``outcomes``); here they are carried out in
 order, and whatever happens ends in the journal.
@@ -31,9 +31,10 @@ from orchestrator.records import EVIDENCE, RunRecord, State
 from orchestrator.redact import redacted_text
 from orchestrator.report import draw_figures, write_report
 from orchestrator.session import Session
+from orchestrator.source_steps import source_steps
 from orchestrator.specs import phase_spec
 from orchestrator.store import RunStore
-from orchestrator.sweep_step import Source, keep_rows, sweep_step
+from orchestrator.sweep_step import ImportanceFile, keep_rows, sweep_step
 from orchestrator.tables_text import print_results
 from orchestrator.trace import images_fingerprint, traced_costs
 from orchestrator.train_step import train_step
@@ -61,7 +62,7 @@ def _attempt(session: Session) -> ExitCode:
         plan = make_plan(config, traced_costs(config), images_fingerprint(config))
     _announce(session, plan)
     try:
-        costs = str(output_path(session, _costs_step(session, plan), "costs"))
+        costs = _costs_step(session, plan)
         if plan.feasible_limits:
             with OnDemandCluster(config.cluster, session.ledger) as cluster:
                 _training(session, plan, costs, cluster)
@@ -78,31 +79,40 @@ def _attempt(session: Session) -> ExitCode:
     return _finish(session)
 
 
-def _training(session: Session, plan: Plan, costs: str, cluster: OnDemandCluster) -> None:
+def _training(session: Session, plan: Plan, costs: RunRecord, cluster: OnDemandCluster) -> None:
     """Everything that may need a cluster."""
     config = session.config
     spec = phase_spec(config, "pretrain", config.pretrain, {})
     full = phase_step(session, plan.step("pretrain"), spec, cluster, phase="pretrain", method="fp")
-    inputs = {"weights": str(output_path(session, full, "weights")), "costs": costs}
-    sources: dict[str, Source] = {}
+    inputs = {
+        "weights": str(output_path(session, full, "weights")),
+        "costs": str(output_path(session, costs, "costs")),
+    }
+    providers = {"costs": costs, "pretrain": full}
+    tables: dict[str, ImportanceFile] = {}
     selected: tuple[Candidate, ...] = ()
     if config.learns_indicators:
         spec = phase_spec(config, "limpq.indicators", config.indicators, inputs, plan.choices)
         indicators = phase_step(
             session, plan.step("indicators"), spec, cluster, phase="indicators", method="limpq"
         )
-        sources["limpq"] = _source(session, indicators, "importance")
+        providers["indicators"] = indicators
+        tables["limpq"] = _table(session, indicators, "importance")
         # Statistics of one batch: what learning them cost is not what they cost.
-        sources["initial"] = Source(path=output_path(session, indicators, "initial"))
+        tables["initial"] = ImportanceFile(path=output_path(session, indicators, "initial"))
     if config.method == "metamix":
         start = inputs
         if config.metamix.start == "limpq":
             start = {**inputs, "weights": str(output_path(session, indicators, "plain"))}
         meta, selected = metamix_steps(session, plan, start, cluster)
-        sources["metamix_ilp"] = _source(session, meta, "importance")
+        tables["metamix_ilp"] = _table(session, meta, "importance")
         unmet = unmet_candidates("metamix", trained_limits(config.search, plan.limit_sets))
         keep_rows(session, plan.step("meta"), unmet)
-    rows = selected + sweep_step(session, plan, plan.step("sweep"), sources, cluster)
+    sources = source_steps(session, plan, providers, cluster)
+    tables |= sources.importance
+    sweep = plan.step("sweep")
+    solved = sweep_step(session, plan, sweep, tables, cluster, failed=sources.failed)
+    rows = selected + sources.rows + solved
     spec = phase_spec(config, "weight_training", config.train, inputs)
     train_step(session, plan, plan.step("train"), spec, cluster, rows)
     evidence = [
@@ -130,8 +140,12 @@ def _block_the_rest(session: Session, plan: Plan, error: StepFailedError) -> Non
             session.keep(session.stamped(record))
 
 
-def _source(session: Session, record: RunRecord, role: str) -> Source:
-    return Source(path=output_path(session, record, role), search=search_metrics(record))
+def _table(session: Session, record: RunRecord, role: str) -> ImportanceFile:
+    return ImportanceFile(
+        path=output_path(session, record, role),
+        search=search_metrics(record),
+        steps=(record.step,),
+    )
 
 
 def _costs_step(session: Session, plan: Plan) -> RunRecord:

@@ -24,13 +24,15 @@ from orchestrator.cells import (
 )
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.evidence import evidence_parts
+from orchestrator.source_parts import SourcePart, source_parts
 from solvers.tables import BitChoices, CostTable
+from trainers.sources import SOURCES
 
 # Raised when a step would compute something else from the same configuration.
 STEP_VERSIONS = {
     "costs": 1,
     "pretrain": 1,
-    "limpq.indicators": 1,
+    "limpq.indicators": 2,
     "metamix.meta": 1,
     "metamix.bit_selection": 1,
     "metamix.drift": 1,
@@ -38,6 +40,7 @@ STEP_VERSIONS = {
     "hessian": 1,
     "sweep": 1,
     "weight_training": 1,
+    **{source.phase: source.version for source in SOURCES},
 }
 
 
@@ -165,7 +168,14 @@ def _training_steps(
         meta, selections = _metamix_steps(config, common, limit_sets, (costs, start))
         steps += [meta, *selections]
         search_needs = (*search_needs, meta)
-    num_cells = len(config.search.alphas) * len(limit_sets)
+    sources = source_parts(config, limit_sets)
+    by_name = {step.name: step for step in (costs, *steps)}
+    source_steps = [_source_step(config, common, part, by_name) for part in sources]
+    steps += source_steps
+    search_needs += tuple(
+        step for step, part in zip(source_steps, sources, strict=True) if part.limits is None
+    )
+    num_cells = len(search_cells(config, limit_sets))
     sweep = _step(
         "sweep", "sweep", search_needs,
         {
@@ -173,9 +183,9 @@ def _training_steps(
             "accounting": config.accounting, "controls": config.controls, "seed": config.seed,
         },
         f"solve {num_cells} cells ({len(config.search.alphas)} alphas x {len(limit_sets)} limit "
-        "sets) and the controls"
+        "sets, and comparisons) and make the controls"
         if config.method == "limpq"
-        else "the controls at the limits that are trained",
+        else f"solve {num_cells} cells and make the controls, at the limits that are trained",
     )  # fmt: skip
     train = _step(
         "train", "weight_training", (costs, pretrain, *selections, sweep),
@@ -220,6 +230,24 @@ def _metamix_steps(
         if not limits.problem
     ]  # fmt: skip
     return meta, selections
+
+
+def _source_step(
+    config: ExperimentConfig,
+    common: Mapping[str, Any],
+    part: SourcePart,
+    by_name: Mapping[str, Step],
+) -> Step:
+    """A source that yields importance, once; one that yields a policy, at one set of limits."""
+    target = {"target": dict(part.limits.texts)} if part.limits else {}
+    return _step(
+        part.name, part.source.phase, tuple(by_name[name] for name in part.needs),
+        {
+            **common, "bits": asdict(config.bits), "config": asdict(part.recipe), **target,
+            "accounting": config.accounting,
+        },
+        part.about,
+    )  # fmt: skip
 
 
 def selection_name(limits: LimitSet) -> str:

@@ -24,7 +24,7 @@ class Candidate:
     """A row of the result table: who proposes which policy at which limits.
 
     Attributes:
-        method: ``limpq``, ``uniform``, ``random``, ``reversed``, ``initial``, ``metamix``.
+        method: ``limpq``, ``metamix``, the name of a source or of a control.
         alpha: of the solve; None where there was none.
         limit_set: what it had to meet.
         policy: what it proposes; None when it found nothing.
@@ -33,6 +33,7 @@ class Candidate:
         search: cost of the phases behind it, by the common metric keys.
         facts: what a reader must know about how it was found.
         reason: why there is none.
+        failed: whether what should have found it gave no result, so that asking again may help.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Candidate:
     search: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
+    failed: bool = False
 
     @property
     def name(self) -> str:
@@ -65,14 +67,16 @@ def solved_candidates(
     rows: Mapping[str, ResultRow],
     policies: Mapping[str, Policy],
     search: Mapping[str, Mapping[str, float]],
+    steps: Mapping[str, Sequence[str]],
 ) -> tuple[Candidate, ...]:
     """One candidate per solved cell, in the order of the cells.
 
     Args:
-        cells: the questions.
+        cells: the questions; those without an answer are left out.
         rows: the answers by cell name.
         policies: by policy id.
         search: cost of the phases behind each method, by the common metric keys.
+        steps: names of those phases' steps.
     """
     return tuple(
         Candidate(
@@ -82,10 +86,24 @@ def solved_candidates(
             policy=policies.get(rows[cell.name].policy_id),
             solved=rows[cell.name],
             search=search.get(cell.method, {}),
+            facts={"search_steps": list(steps.get(cell.method, ()))},
             reason=rows[cell.name].reason,
         )
         for cell in cells
+        if cell.name in rows
     )
+
+
+def failed_candidates(cells: Sequence[Cell], failed: Mapping[str, str]) -> tuple[Candidate, ...]:
+    """The rows of methods whose importance is not there, with the reason by method."""
+    return tuple(
+        Candidate(
+            method=cell.method, alpha=cell.alpha, limit_set=cell.limit_set, policy=None,
+            failed=True, reason=failed[cell.method],
+        )
+        for cell in cells
+        if cell.method in failed
+    )  # fmt: skip
 
 
 def made_controls(config: ExperimentConfig, plan: Plan) -> tuple[Candidate, ...]:
@@ -126,7 +144,7 @@ def to_train(
     indexes = {limits.index for limits in trained_limits(config.search, plan.limit_sets)}
     chosen: dict[str, Candidate] = {}
     for candidate in candidates:
-        is_asked = candidate.alpha is None or candidate.alpha in alphas
+        is_asked = candidate.method != config.method or candidate.alpha in alphas | {None}
         if candidate.entry and is_asked and candidate.limit_set.index in indexes:
             chosen.setdefault(candidate.entry, candidate)
     return tuple(chosen.values())

@@ -25,9 +25,12 @@ SEARCH_DEVICE_S = "search/device_s"
 SEARCH_WALL_S = "search/wall_s"
 SEARCH_IMAGES = "search/images"
 SEARCH_PASSES = "search/passes"
+SEARCH_HVPS = "search/hvps"  # Hessian-vector products, of methods that need any
+SEARCH_EVALUATIONS = "search/evaluations"  # networks measured as candidates
 SOLVE_WALL_S = "solve/wall_s"
 TRAIN_DEVICE_S = "train/device_s"
 TRAIN_WALL_S = "train/wall_s"
+SOURCE = "source"  # phase, and prefix of what else it measured
 EVIDENCE = "evidence"  # phase, and prefix of what it measured
 EVAL_TOP1 = "eval/top1"
 EVAL_TOP5 = "eval/top5"
@@ -70,7 +73,7 @@ class RunRecord:
         step: name of the step, ``indicators`` or ``train/3f2a9c81d0e4``.
         key: hash of everything that decides the result.
         phase: what kind of work: ``pretrain``, ``costs``, ``indicators``, ``meta``,
-            ``bit_selection``, ``solve``, ``train``, ``evidence``.
+            ``bit_selection``, ``source``, ``solve``, ``train``, ``evidence``.
         method: ``limpq``, ``uniform``, ``random``, ``reversed``, ``initial``, ``fp`` ...
         state: what came of it.
         policy_id: the policy it found, trained or measured.

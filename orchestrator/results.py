@@ -17,19 +17,13 @@ from orchestrator.records import (
     MEAN_WEIGHT_BITS,
     SEARCH_DEVICE_S,
     SOLVE_WALL_S,
+    SOURCE,
     WEIGHT_MIB,
     RunRecord,
     State,
 )
 
-# The phases that a method needs before it can propose anything; the others search for free.
-_NEEDS = {
-    "limpq": ("indicators",),
-    "reversed": ("indicators",),
-    "metamix": ("meta", "bit_selection"),
-    "metamix_ilp": ("meta",),
-}
-_SEARCH_PHASES = ("indicators", "meta", "bit_selection")
+_SEARCH_PHASES = ("indicators", "meta", "bit_selection", SOURCE)
 NOT_TRAINED = "not trained"
 
 
@@ -88,7 +82,7 @@ class Results:
         run: its name.
         full_precision: the measured full-precision network, or None.
         rows: every proposal, in order of the search.
-        search: the search phases (indicator training, bit selection).
+        search: the search phases (indicator training, bit selection, other sources).
         failures: steps that gave no result.
     """
 
@@ -160,7 +154,8 @@ def _row(
             status, reason = str(trained.state), trained.message
     elif asked.state is State.DONE:
         status = NOT_TRAINED
-    if asked.state is State.INFEASIBLE:
+    is_search = "search_steps" in asked.facts and "solver" not in asked.facts
+    if asked.state is State.INFEASIBLE and not is_search:
         reason = reachable_text(asked) or reason
     top1 = metrics.get(EVAL_TOP1)
     return ResultRow(
@@ -184,14 +179,12 @@ def _row(
 
 
 def _search_s(asked: RunRecord, search: Sequence[RunRecord]) -> float:
-    """Device seconds of the phases behind a proposal; a selection serves its own target only."""
-    own = asked.facts.get("selection")
+    """Device seconds of the steps behind a proposal, which its record names."""
+    own = asked.facts.get("search_steps", ())
     return sum(
         r.metrics.get(SEARCH_DEVICE_S, 0.0)
         for r in search
-        if r.state is State.DONE
-        and r.phase in _NEEDS.get(asked.method, ())
-        and (r.phase != "bit_selection" or r.step == own)
+        if r.state is State.DONE and r.step in own
     )
 
 

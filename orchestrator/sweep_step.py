@@ -11,7 +11,12 @@ from orchestrator.cluster import OnDemandCluster
 from orchestrator.outcomes import candidate_record, sweep_record
 from orchestrator.phase_step import begin, finished_record
 from orchestrator.plan import Plan, Step
-from orchestrator.policies import Candidate, made_controls, solved_candidates
+from orchestrator.policies import (
+    Candidate,
+    failed_candidates,
+    made_controls,
+    solved_candidates,
+)
 from orchestrator.session import Session
 from orchestrator.solve_tasks import SweepTables, solve_cells
 from orchestrator.sweep import SweepOutcome, cell_chunks, run_sweep
@@ -20,24 +25,27 @@ from solvers.storage import ResultRow, load_importance, load_policy, load_result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class ImportanceFile:
     """Importance that cells are solved with.
 
     Attributes:
         path: the table's file.
         search: what learning it cost, by the common metric keys.
+        steps: the steps that this was spent in.
     """
 
     path: Path
     search: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()
 
 
 def sweep_step(
     session: Session,
     plan: Plan,
     step: Step,
-    sources: Mapping[str, Source],
+    tables: Mapping[str, ImportanceFile],
     cluster: OnDemandCluster,
+    failed: Mapping[str, str] | None = None,
 ) -> tuple[Candidate, ...]:
     """Solve every feasible cell and make the controls; every row gets a record.
 
@@ -45,16 +53,19 @@ def sweep_step(
         session: this attempt.
         plan: the run.
         step: the sweep.
-        sources: importance by the method whose cells are solved with it.
+        tables: importance by the method whose cells are solved with it.
         cluster: where the solves run.
+        failed: why a method of the cells has no importance. The sweep is then not finished: the
+            next attempt asks again.
     """
     folder = session.store.step_dir(step.name)
-    done = finished_record(session, step)
+    failed = failed or {}
+    done = None if failed else finished_record(session, step)
     if done is None:
         began = time.perf_counter()
         begin(session, step)
-        outcome = _solve(session, plan, step, sources, cluster)
-        candidates = _candidates(session, plan, step, outcome.rows if outcome else {}, sources)
+        outcome = _solve(session, plan, step, tables, cluster)
+        candidates = _candidates(session, plan, step, outcome.rows if outcome else {}, tables)
         for candidate in candidates:
             path = folder / "policies" / f"{_id(candidate)}.json"
             if candidate.policy is not None and not path.exists():
@@ -73,8 +84,9 @@ def sweep_step(
                 solve_cpu_s=outcome.solve_cpu_s if outcome else 0.0,
             )
         )
-        session.store.finish_step(step.name, record)
-        session.keep(record)
+        if not failed:
+            session.store.finish_step(step.name, record)
+            session.keep(record)
         session.say(f"{step.name}: {record.facts['solves']} solves, "
                     f"{record.facts['distinct_policies']} distinct policies")  # fmt: skip
     else:
@@ -83,7 +95,8 @@ def sweep_step(
             for path in sorted((folder / "answers").glob("*.parquet"))
             for row in load_results(path).rows
         }
-        candidates = _candidates(session, plan, step, rows, sources)
+        candidates = _candidates(session, plan, step, rows, tables)
+    candidates += failed_candidates(plan.cells, failed)
     keep_rows(session, step, candidates)
     return candidates
 
@@ -109,15 +122,16 @@ def _solve(
     session: Session,
     plan: Plan,
     step: Step,
-    sources: Mapping[str, Source],
+    tables: Mapping[str, ImportanceFile],
     cluster: OnDemandCluster,
 ) -> SweepOutcome | None:
-    if not plan.cells:
-        return None
-    importance = {method: load_importance(s.path) for method, s in sources.items()}
-    if any(cell.method == "reversed" for cell in plan.cells):
+    importance = {method: load_importance(table.path) for method, table in tables.items()}
+    if "limpq" in importance:
         importance["reversed"] = reversed_importance(importance["limpq"])
-    tables = SweepTables(
+    cells = [cell for cell in plan.cells if cell.method in importance]
+    if not cells:
+        return None
+    sweep = SweepTables(
         costs=plan.costs,
         choices=plan.choices,
         importance=importance,
@@ -127,9 +141,9 @@ def _solve(
     num_cpus = cluster.num_cpus
     session.say(f"{step.name}: {step.about}")
     outcome = run_sweep(
-        cell_chunks(plan.cells, session.config.search.limits_per_trial, step.key),
+        cell_chunks(cells, session.config.search.limits_per_trial, step.key),
         solve_cells,
-        tables,
+        sweep,
         folder=session.store.step_dir(step.name),
         key=step.key,
         concurrent=num_cpus,
@@ -144,15 +158,17 @@ def _candidates(
     plan: Plan,
     step: Step,
     rows: dict[str, ResultRow],
-    sources: Mapping[str, Source],
+    tables: Mapping[str, ImportanceFile],
 ) -> tuple[Candidate, ...]:
     folder = session.store.step_dir(step.name) / "policies"
     ids = {row.policy_id for row in rows.values() if row.policy_id}
     policies = {policy_id: load_policy(folder / f"{policy_id}.json") for policy_id in ids}
-    search = {method: source.search for method, source in sources.items()}
-    if "limpq" in search:
-        search["reversed"] = search["limpq"]
-    solved = solved_candidates(plan.cells, rows, policies, search) if rows else ()
+    by_method = dict(tables)
+    if "limpq" in by_method:
+        by_method["reversed"] = by_method["limpq"]
+    search = {method: table.search for method, table in by_method.items()}
+    steps = {method: table.steps for method, table in by_method.items()}
+    solved = solved_candidates(plan.cells, rows, policies, search, steps)
     return (*solved, *made_controls(session.config, plan))
 
 

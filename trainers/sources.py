@@ -36,6 +36,9 @@ class Source:
             step sizes of ``limpq.indicators``), ``importance`` (the learned indicators).
         about: one clause for ``mpq plan``.
         takes_one_limit: it can aim at a single limit only, as MetaMix's bit selection does.
+        alpha: weight of the weights' values that its table is made for; None = any, so it is
+            solved at the first alpha whose policies are trained.
+        version: raised when it would compute something else from the same configuration.
     """
 
     name: str
@@ -44,6 +47,13 @@ class Source:
     needs: tuple[str, ...]
     about: str
     takes_one_limit: bool = False
+    alpha: float | None = None
+    version: int = 1
+
+    @property
+    def needs_indicators(self) -> bool:
+        """Whether it starts from LIMPQ's joint training."""
+        return bool({"joint", "importance"} & set(self.needs))
 
 
 _BASELINES = (
@@ -60,6 +70,7 @@ _BASELINES = (
         yields="importance",
         needs=("weights",),
         about="loss with one tensor quantized at a time",
+        alpha=1.0,
     ),
     Source(
         name="hawq",
@@ -74,6 +85,7 @@ _BASELINES = (
         yields="importance",
         needs=("weights",),
         about="Hessian traces times squared quantization errors",
+        alpha=1.0,
     ),
     Source(
         name="hawq_v3",

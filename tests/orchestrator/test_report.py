@@ -27,6 +27,9 @@ def _record(phase: str, key: str, **values: Any) -> RunRecord:
 
 
 def _solve(key: str, method: str, policy: str | None, limit: str, **values: Any) -> RunRecord:
+    if method == "limpq":
+        values["facts"] = {"search_steps": ["indicators/i"], "solver": "highs",
+                           **values.get("facts", {})}  # fmt: skip
     return _record(
         "solve", key, method=method, policy_id=policy, limits={"bitops": limit},
         **{"metrics": {"cost/bitops_g": 2.0, "cost/weight_mib": 1.0, "solve/wall_s": 0.01,
