@@ -210,7 +210,7 @@ class TrackingConfig:
     enabled: bool = True
 
 
-Control = Literal["uniform", "random", "reversed", "initial", "limpq", "metamix_ilp"]
+Control = Literal["uniform", "uniform_all", "random", "reversed", "initial", "limpq", "metamix_ilp"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,11 +235,16 @@ class ExperimentConfig:
         sources: other ways to a policy within the limits that are trained, whatever the method.
         search: alphas, limits and the solver.
         train: weight training of each distinct policy.
-        controls: policies trained on the same limits for comparison: ``uniform`` bits, a
-            ``random`` policy, ``reversed`` importance (paper, Ours-R), ``initial`` indicators.
-            For MetaMix also ``limpq`` (indicators learned on the same candidates; ``reversed`` and
-            ``initial`` need it there) and ``metamix_ilp`` (the solver over the meta-state's
-            activation step sizes).
+        controls: policies trained on the same limits for comparison: ``uniform`` bits (the one
+            pair of most BitOps that fits), ``uniform_all`` (every pair that fits and that no
+            other fitting pair exceeds in weights or activations without falling short in the
+            other; rows ``uniform_w2a3`` ...), ``random`` policies, ``reversed`` importance
+            (paper, Ours-R), ``initial`` indicators. Beside another method also ``limpq``
+            (indicators learned on the same candidates; ``reversed`` and ``initial`` are made
+            where they are learned), and for MetaMix ``metamix_ilp`` (the solver over the
+            meta-state's activation step sizes).
+        random_draws: how many policies the control ``random`` draws; rows ``random``,
+            ``random-2`` ... Ours.
         evidence: observations of the MetaMix paper to repeat beside the search.
         evaluate: how networks are measured.
         tracking: the MLflow mirror.
@@ -273,6 +278,7 @@ class ExperimentConfig:
         "reversed",
         "initial",
     )
+    random_draws: Annotated[int, Ge(1), Le(1000)] = 1
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -55,9 +55,10 @@ def contradictions(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Co
         *_about_schedule("train", config.train),
         *_about_controls(config, body),
         *_about_targets(config),
+        *_about_sources(config),
         *(
             found
-            for section, recipe in _evidence_trainings(config).items()
+            for section, recipe in _other_trainings(config).items()
             for found in _about_schedule(section, recipe)
         ),
     ]
@@ -120,7 +121,7 @@ def _about_workers(config: ExperimentConfig) -> list[Contradiction]:
         "indicators": config.indicators.batch_size if config.learns_indicators else None,
         "metamix.meta": config.metamix.meta.batch_size if config.method == "metamix" else None,
         "train": config.train.batch_size,
-        **{name: recipe.batch_size for name, recipe in _evidence_trainings(config).items()},
+        **{name: recipe.batch_size for name, recipe in _other_trainings(config).items()},
     }
     for section, batch_size in batches.items():
         if batch_size is not None and batch_size % workers:
@@ -154,9 +155,13 @@ def _about_schedule(section: str, phase: OptimizerConfig | None) -> list[Contrad
     return found
 
 
-def _evidence_trainings(config: ExperimentConfig) -> dict[str, OptimizerConfig]:
-    """Evidence that trains, by dotted name."""
-    recipes: dict[str, OptimizerConfig] = {}
+def _other_trainings(config: ExperimentConfig) -> dict[str, OptimizerConfig]:
+    """Sources and evidence that train, by dotted name."""
+    recipes: dict[str, OptimizerConfig] = {
+        f"sources.{source.name}": recipe
+        for source, recipe in config.asked_sources
+        if isinstance(recipe, OptimizerConfig)
+    }
     if config.evidence.drift is not None:
         recipes["evidence.drift"] = config.evidence.drift
     for index, recipe in enumerate(config.evidence.distributions):
@@ -176,14 +181,29 @@ def _about_controls(config: ExperimentConfig, body: Mapping[str, Any]) -> list[C
     path: KeyPath = ("controls",)
     if from_indicators and "controls" in body and not config.learns_indicators:
         what = f"{from_indicators} with method {config.method!r}, which learns no indicators"
-        allowed = "uniform, random"
-        if config.method == "metamix":
-            allowed += ", or limpq beside them"
+        allowed = "uniform, random, or limpq beside them"
         found.append(Contradiction(path, what, allowed, beside=(("method",),)))
     if "metamix_ilp" in config.controls and config.method != "metamix":
         what = f"metamix_ilp with method {config.method!r}, which has no meta-state"
         found.append(Contradiction(path, what, "method metamix", beside=(("method",),)))
     return found
+
+
+def _about_sources(config: ExperimentConfig) -> list[Contradiction]:
+    """A source that aims at one limit cannot be held to several at once."""
+    single = [source.name for source, _ in config.asked_sources if source.takes_one_limit]
+    trained = config.search.train_limits
+    return [
+        Contradiction(
+            ("sources", name),
+            f"a section beside search.limits.{index}, {sorted(limits)}",
+            "null, or sets of one limit among those that are trained: it aims at one number",
+            beside=(("search", "limits"), ("search", "train_limits")),
+        )
+        for name in single
+        for index, limits in enumerate(config.search.limits)
+        if len(limits) > 1 and (trained is None or index in trained)
+    ]
 
 
 _TARGETS = ("bitops", "bitops_level", "mean_act_bits")

@@ -181,6 +181,7 @@ def _training_steps(
         {
             "search": asdict(config.search), "bits": asdict(config.bits), "method": config.method,
             "accounting": config.accounting, "controls": config.controls, "seed": config.seed,
+            "random_draws": config.random_draws,
         },
         f"solve {num_cells} cells ({len(config.search.alphas)} alphas x {len(limit_sets)} limit "
         "sets, and comparisons) and make the controls"

@@ -13,8 +13,6 @@ from typing import Any
 from orchestrator.cells import Cell, LimitSet, trained_alphas, trained_limits
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.plan import Plan
-from solvers.accounting import accounting_named
-from solvers.controls import random_policy, uniform
 from solvers.policy import Policy
 from solvers.storage import ResultRow
 
@@ -106,27 +104,6 @@ def failed_candidates(cells: Sequence[Cell], failed: Mapping[str, str]) -> tuple
     )  # fmt: skip
 
 
-def made_controls(config: ExperimentConfig, plan: Plan) -> tuple[Candidate, ...]:
-    """The controls that need no importance: uniform bits and a random policy.
-
-    Both stand at the limits that are trained; ``uniform`` is the best uniform mix that fits.
-    """
-    accounting = accounting_named(config.accounting)
-    found = []
-    for limits in trained_limits(config.search, plan.limit_sets):
-        if limits.problem:
-            continue
-        if "uniform" in config.controls or config.method == "uniform":
-            policy = uniform(plan.costs, plan.choices, limits.limits, accounting=accounting)
-            found.append(_control("uniform", limits, policy))
-        if "random" in config.controls:
-            policy = random_policy(
-                plan.costs, plan.choices, limits.limits, seed=config.seed, accounting=accounting
-            )
-            found.append(_control("random", limits, policy))
-    return tuple(found)
-
-
 def unmet_candidates(method: str, limit_sets: Sequence[LimitSet]) -> tuple[Candidate, ...]:
     """The rows of limits that nothing can meet: nothing is solved, searched or trained for them."""
     return tuple(
@@ -148,13 +125,3 @@ def to_train(
         if candidate.entry and is_asked and candidate.limit_set.index in indexes:
             chosen.setdefault(candidate.entry, candidate)
     return tuple(chosen.values())
-
-
-def _control(method: str, limits: LimitSet, policy: Policy | None) -> Candidate:
-    return Candidate(
-        method=method,
-        alpha=None,
-        limit_set=limits,
-        policy=policy,
-        reason="" if policy else f"no {method} bits meet the limits",
-    )

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.cluster import OnDemandCluster
+from orchestrator.made_controls import made_controls
 from orchestrator.outcomes import candidate_record, sweep_record
 from orchestrator.phase_step import begin, finished_record
 from orchestrator.plan import Plan, Step
 from orchestrator.policies import (
     Candidate,
     failed_candidates,
-    made_controls,
     solved_candidates,
 )
 from orchestrator.session import Session

@@ -65,6 +65,9 @@ def _refuse_signed_inputs(config: ExperimentConfig, model: nn.Module) -> None:
         sections["indicators"] = config.indicators
     if config.method == "metamix":
         sections["metamix.meta"] = config.metamix.meta
+    for source, recipe in config.asked_sources:
+        if isinstance(recipe, QuantTrainingConfig):
+            sections[f"sources.{source.name}"] = recipe
     refusing = [name for name, s in sections.items() if s.negative_inputs == "refuse"]
     if not refusing:
         return

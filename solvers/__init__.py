@@ -22,7 +22,14 @@ if TYPE_CHECKING:
         total_bitops,
     )
     from solvers.certificate import Certificate, LimitUse, SolveStatus
-    from solvers.controls import greedy, random_policy, reversed_importance, uniform, uniform_at
+    from solvers.controls import (
+        greedy,
+        random_policy,
+        reversed_importance,
+        uniform,
+        uniform_at,
+        uniform_mixes,
+    )
     from solvers.errors import (
         FormatError,
         LimitError,
@@ -74,6 +81,7 @@ _HOME = {
     "reversed_importance": "controls",
     "uniform": "controls",
     "uniform_at": "controls",
+    "uniform_mixes": "controls",
     "FormatError": "errors",
     "LimitError": "errors",
     "PolicyError": "errors",
@@ -161,6 +169,7 @@ __all__ = [
     "total_bitops",
     "uniform",
     "uniform_at",
+    "uniform_mixes",
 ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +36,38 @@ def uniform(
     The pair of most BitOps wins; at equal BitOps the more balanced one (4x4 before 2x8), then the
     one with more activation bits. Only pairs that every searched unit may take are considered.
     """
+    return next((p for _, p in _fitting_mixes(costs, choices, limits, accounting)), None)
+
+
+def uniform_mixes(
+    costs: CostTable,
+    choices: BitChoices,
+    limits: Sequence[Limit] = (),
+    *,
+    accounting: Accounting = STANDARD,
+) -> dict[LayerBits, Policy]:
+    """Every uniform network that fits and that no other fitting one exceeds, by its pair of bits.
+
+    A pair lies below another when it has fewer bits in one tensor and no more in the other: W2A2
+    below W2A3, W2A3 beside W3A2. To beat "uniform" is to beat each of these. Ascending.
+    """
+    fitting = dict(_fitting_mixes(costs, choices, limits, accounting))
+    return {
+        pair: fitting[pair]
+        for pair in sorted(fitting, key=lambda o: (o.weight_bits, o.act_bits))
+        if not any(
+            pair != other
+            and pair.weight_bits <= other.weight_bits
+            and pair.act_bits <= other.act_bits
+            for other in fitting
+        )
+    }
+
+
+def _fitting_mixes(
+    costs: CostTable, choices: BitChoices, limits: Sequence[Limit], accounting: Accounting
+) -> Iterator[tuple[LayerBits, Policy]]:
+    """Uniform networks within the limits, largest first."""
     problem = build_problem(costs, choices, limits, importance=None, accounting=accounting)
     searched = [unit for unit in problem.units if not unit.is_pinned]
     if not searched:
@@ -62,8 +94,7 @@ def uniform(
             if unit.is_pinned:
                 bits_by_name.update({layer.name: unit.options[0] for layer in unit.layers})
         if problem.fits(bits_by_name):
-            return make_policy(costs, bits_by_name, "uniform", accounting)
-    return None
+            yield pair, make_policy(costs, bits_by_name, "uniform", accounting)
 
 
 def uniform_at(costs: CostTable, bits: LayerBits, *, accounting: Accounting = STANDARD) -> Policy:

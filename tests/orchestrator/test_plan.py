@@ -11,8 +11,9 @@ from orchestrator.cells import Cell, LimitSet, resolve_limits
 from orchestrator.config import load_config
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.ledger import Ledger, overhead_share
+from orchestrator.made_controls import draw_seed, made_controls
 from orchestrator.plan import Plan, make_plan
-from orchestrator.policies import Candidate, made_controls, to_train, unmet_candidates
+from orchestrator.policies import Candidate, to_train, unmet_candidates
 from orchestrator.sweep import cell_chunks, question_chunks
 from solvers.batch import Question
 from solvers.errors import LimitError
@@ -72,7 +73,11 @@ def test_a_change_reaches_the_steps_after_it_and_none_before(tmp_path: Path) -> 
 
 
 def test_resources_and_tracking_decide_no_result(tmp_path: Path) -> None:
-    overrides = ("cluster.num_workers=2", "cluster.retries.infrastructure=0", "tracking.enabled=false")
+    overrides = (
+        "cluster.num_workers=2",
+        "cluster.retries.infrastructure=0",
+        "tracking.enabled=false",
+    )
     assert _keys(_plan(tmp_path, *overrides)) == _keys(_plan(tmp_path))
 
 
@@ -158,6 +163,35 @@ def test_controls_made_without_importance_meet_the_limits(tmp_path: Path) -> Non
     for row in rows:
         assert row.policy is not None
         assert row.policy.cost.bitops <= row.limit_set.bounds["bitops_level"]
+
+
+def test_each_random_draw_is_a_row_of_its_own(tmp_path: Path) -> None:
+    overrides = ("controls=[random]", "random_draws=4", "bits.weight=[2,3,4]", "bits.act=[2,3,4]")
+    rows = made_controls(_config(tmp_path, TEXT, *overrides), _plan(tmp_path, *overrides))
+    assert [row.method for row in rows] == ["random", "random-2", "random-3", "random-4"]
+    assert len({row.name for row in rows}) == 4
+    assert len({row.entry for row in rows}) > 1
+    once = made_controls(_config(tmp_path, TEXT, *overrides[:1], *overrides[2:]),
+                         _plan(tmp_path, *overrides[:1], *overrides[2:]))  # fmt: skip
+    assert once[0].policy == rows[0].policy  # more draws leave the first as it was
+    assert len({draw_seed(0, draw) for draw in range(1, 50)} | {draw_seed(1, 2)}) == 50
+
+
+def test_uniform_all_is_every_mix_that_fits_and_that_no_other_exceeds(tmp_path: Path) -> None:
+    overrides = ("controls=[uniform,uniform_all]", "bits.weight=[2,3,4,5,6]",
+                 "bits.act=[2,3,4,5,6]", "search.limits=[{bitops_level: 2.5x2.5}]")  # fmt: skip
+    rows = made_controls(_config(tmp_path, TEXT, *overrides), _plan(tmp_path, *overrides))
+    # 2 x 3 = 6 <= 6.25: W2A3 and W3A2 fit, and W2A2 lies below both
+    assert [row.method for row in rows] == ["uniform", "uniform_w2a3", "uniform_w3a2"]
+    assert rows[0].entry == rows[1].entry  # the largest is trained once
+
+
+def test_uniform_all_says_when_nothing_fits(tmp_path: Path) -> None:
+    overrides = ("controls=[uniform_all]", "groups=[]",
+                 "search.limits=[{bitops: 1}, {bitops_level: 2x2}]",
+                 "search.train_limits=[0, 1]")  # fmt: skip
+    rows = made_controls(_config(tmp_path, TEXT, *overrides), _plan(tmp_path, *overrides))
+    assert [(row.method, row.limit_set.index) for row in rows] == [("uniform_w2a2", 1)]
 
 
 METAMIX = (
