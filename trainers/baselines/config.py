@@ -60,8 +60,8 @@ class HawqConfig(CalibrationConfig):
     """HAWQ: the largest eigenvalue of each layer's Hessian orders the layers.
 
     Attributes:
-        max_iterations: power iterations at most, one Hessian-vector product each, for all layers
-            at once. PyHessian: 100; HAWQ's paper used about 20.
+        max_iterations: power iterations of a layer at most, one Hessian-vector product each.
+            PyHessian: 100; HAWQ's paper used about 20.
         tol: relative change of every layer's eigenvalue that ends them. PyHessian: 1e-3.
     """
 
@@ -124,6 +124,8 @@ class EdmipsConfig(QuantTrainingConfig):
         lr: of the weights. Published code: 0.1.
         weight_decay: of the weights. Published code: 1e-4.
         nesterov: published code: false.
+        init_batches: batches that start the activations' step sizes, in full precision: the
+            mixture reads all widths at once. Ours.
         decay_every: epochs after which both rates fall to a tenth. Published code: 10.
         alpha_lr: of the bit probabilities' logits. Published code: 0.01.
         alpha_weight_decay: published code: 1e-4.
@@ -145,6 +147,7 @@ class EdmipsConfig(QuantTrainingConfig):
     nesterov: bool = False
     weight_decay: Annotated[float, Ge(0.0), Le(1.0)] = 1e-4
     step_clamp: tuple[Annotated[float, Gt(0.0)], Annotated[float, Gt(0.0)]] | None = (1e-5, 1e4)
+    init_batches: Annotated[int, Ge(2)] = 4
     decay_every: Count = 10
     alpha_lr: Rate = 0.01
     alpha_weight_decay: Annotated[float, Ge(0.0), Le(1.0)] = 1e-4
