@@ -15,6 +15,8 @@ _PHASES = {
     "metamix.drift": "trainers.metamix.drift",
     "metamix.distributions": "trainers.metamix.distributions",
     "hessian": "trainers.hessian",
+    "oneshot.search": "trainers.oneshot.search",
+    "oneshot.fit": "trainers.oneshot.fit",
     "baselines.quantization_error": "trainers.baselines.quantization_error",
     "baselines.one_layer_loss": "trainers.baselines.one_layer_loss",
     "baselines.hawq": "trainers.baselines.hawq",

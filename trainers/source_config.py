@@ -14,6 +14,7 @@ from trainers.baselines.config import (
     QuantizationErrorConfig,
     RandomSearchConfig,
 )
+from trainers.oneshot.config import FittedConfig, OneShotConfig
 from trainers.recipes import CLOSED
 
 
@@ -29,6 +30,8 @@ class SourcesConfig:
         hawq_v3: HAWQ-V3's integer program over its own two widths.
         edmips: bits learned by gradient together with shared weights.
         random_search: the best of random policies, each evaluated without training.
+        one_shot: evolution over whole policies judged by the jointly trained weights.
+        fitted: an additive table fitted to verdicts of the jointly trained weights.
     """
 
     __pydantic_config__ = CLOSED
@@ -41,6 +44,8 @@ class SourcesConfig:
     hawq_v3: HawqV3Config | None = None
     edmips: EdmipsConfig | None = None
     random_search: RandomSearchConfig | None = None
+    one_shot: OneShotConfig | None = None
+    fitted: FittedConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -111,8 +111,26 @@ _BASELINES = (
     ),
 )
 
+_ONE_SHOT = (
+    Source(
+        name="one_shot",
+        phase="oneshot.search",
+        yields="policy",
+        needs=("weights", "joint"),
+        about="evolution over whole policies judged by the jointly trained weights",
+    ),
+    Source(
+        name="fitted",
+        phase="oneshot.fit",
+        yields="importance",
+        needs=("weights", "joint"),
+        about="an additive table fitted to verdicts of the jointly trained weights",
+        alpha=1.0,
+    ),
+)
+
 # One tuple per package, in the order of the fields of ``SourcesConfig``.
-SOURCES: tuple[Source, ...] = (*_BASELINES,)
+SOURCES: tuple[Source, ...] = (*_BASELINES, *_ONE_SHOT)
 
 
 def source_named(name: str) -> Source:

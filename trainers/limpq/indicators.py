@@ -23,6 +23,7 @@ from trainers.checkpoint import save_tensors
 from trainers.data import Batch, BatchPlan
 from trainers.evaluate import reestimate_batchnorm
 from trainers.limpq.config import IndicatorConfig
+from trainers.limpq.joint import JOINT, joint_state
 from trainers.limpq.passes import random_bits, uniform_passes
 from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
@@ -44,7 +45,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     ``config`` is an ``IndicatorConfig``. Inputs: ``weights`` (full precision), ``costs``.
     Outputs: ``importance`` (learned), ``initial`` (statistics only), ``weights`` (the jointly
     trained network with its step sizes), ``plain`` (the same as a full-precision state dict with
-    one BatchNorm).
+    one BatchNorm), ``joint`` (``weights`` with how the network was wrapped, ``joint.py``).
 
     Raises:
         DivergedError: a loss or gradient stopped being finite.
@@ -114,6 +115,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             "initial": INITIAL,
             "weights": "weights.pt",
             "plain": "plain.pt",
+            "joint": JOINT,
         },
         metrics=metrics,
         cost=joint.meter.total(),
@@ -132,6 +134,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         learned = read_indicators(network, costs, spec, data.fingerprint, "limpq")
         save_importance(folder / LEARNED, learned)
         save_tensors(folder / "weights.pt", network.model.state_dict())
+        save_tensors(folder / JOINT, joint_state(network, recipe, pins))
     _merge_batchnorm(network, plan, context)
     if context.rank == 0:
         save_tensors(folder / "plain.pt", network.plain_weights())

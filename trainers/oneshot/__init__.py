@@ -1,0 +1,1 @@
+"""Jointly trained weights as the judge of whole policies, without training any of them."""
