@@ -17,13 +17,20 @@ from orchestrator.tracking import Mirror
 
 
 @contextmanager
-def attempt(store: RunStore, config: ExperimentConfig, *, quiet: bool = False) -> Iterator[Session]:
+def attempt(
+    store: RunStore,
+    config: ExperimentConfig,
+    *,
+    quiet: bool = False,
+    donors: tuple[RunStore, ...] = (),
+) -> Iterator[Session]:
     """A session on a run; MLflow is brought up to date at its end.
 
     Args:
         store: the run.
         config: what was asked for.
         quiet: say nothing, because standard output carries JSON.
+        donors: other runs whose finished steps this one may take over.
 
     Raises:
         LockedError: another process runs it.
@@ -37,6 +44,7 @@ def attempt(store: RunStore, config: ExperimentConfig, *, quiet: bool = False) -
             ledger=ledger,
             command=shlex.join(["mpq", *sys.argv[1:]]),
             quiet=quiet,
+            donors=donors,
         )
         mirror = None
         if config.tracking.enabled:

@@ -58,6 +58,7 @@ def metamix_steps(
             policy=load_policy(output_path(session, record, "policy")),
             start=_start(config, {role: output_path(session, record, role) for role in
                                   ("weights", "act_steps")}),
+            start_key=step.key,
             search={
                 name: value + search_metrics(record).get(name, 0.0)
                 for name, value in search_metrics(meta).items()

@@ -32,6 +32,15 @@ def child_key(step: Step, name: str) -> str:
     return hashlib.sha256(f"{step.key}/{name}".encode()).hexdigest()[:24]
 
 
+def training_key(step: Step, row: Candidate) -> str:
+    """Key of one policy's training: its bits, where it starts, and what the step hashes.
+
+    Who asked for the policy is not in it, so runs with other searches share the training.
+    """
+    start = f"@{row.start_key}" if row.start else ""
+    return child_key(step, f"{row.entry}{start}")
+
+
 def costs_record(run: str, step: Step, plan: Plan, output: str) -> RunRecord:
     """The traced cost table."""
     return RunRecord(
@@ -179,7 +188,7 @@ def training_record(
     return RunRecord(
         run=run,
         step=f"{step.name}/{row.entry}",
-        key=child_key(step, row.entry),
+        key=training_key(step, row),
         phase="train",
         method=row.method,
         state=State.DIVERGED if diverged else State.DONE,

@@ -20,14 +20,13 @@ from orchestrator.plan import Step
 from orchestrator.records import RunRecord, State
 from orchestrator.relaunch import GroupLostError, Restart, run_group
 from orchestrator.retries import FailureClass
+from orchestrator.reuse import KEY_FILE, take_over
 from orchestrator.session import Session
 from orchestrator.watch import watched
 from solvers.atomic import write_atomically
 from trainers.errors import CheckpointError, DivergedError, InterruptedPhaseError
 from trainers.phases import PhaseResult, PhaseSpec
 from trainers.results import load_result
-
-KEY_FILE = "key"
 
 
 class StepFailedError(UserError):
@@ -40,13 +39,19 @@ def finished_record(session: Session, step: Step) -> RunRecord | None:
     The record is put into the journal again: a kill may have come between the two.
     """
     verdict = session.store.finished(step.name, step.key)
+    reason = "done before, outputs verified"
     if verdict.record is None:
-        if verdict.damaged:
+        donor = take_over(session.store, session.donors, step.name, step.key)
+        if donor:
+            verdict = session.store.finished(step.name, step.key)
+            reason = f"taken over from run {donor}, outputs verified"
+        elif verdict.damaged:
             session.say(f"{step.name}: done again, because {verdict.reason}")
+    if verdict.record is None:
         return None
     session.keep(verdict.record)
-    session.journal.event(events.STEP_SKIPPED, {"step": step.name, "reason": "done, verified"})
-    session.say(f"{step.name}: done before, outputs verified")
+    session.journal.event(events.STEP_SKIPPED, {"step": step.name, "reason": reason})
+    session.say(f"{step.name}: {reason}")
     return verdict.record
 
 

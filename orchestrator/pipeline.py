@@ -41,15 +41,20 @@ from orchestrator.train_step import train_step
 from solvers.storage import save_costs
 
 
-def run_experiment(loaded: LoadedConfig) -> ExitCode:
+def run_experiment(loaded: LoadedConfig, donors: tuple[RunStore, ...] = ()) -> ExitCode:
     """Run an experiment, or go on with it where it stopped.
+
+    Args:
+        loaded: what was asked for.
+        donors: other runs whose finished steps are taken over where the keys are equal.
 
     Raises:
         UserError: refused, interrupted or out of resources; its exit code says which.
     """
     config = loaded.config
     store = RunStore(config.runs_dir, config.name)
-    with attempt(store, config) as session:
+    others = tuple(donor for donor in donors if donor.root != store.root)
+    with attempt(store, config, donors=others) as session:
         refuse_drift(store, config)
         return _attempt(session)
 

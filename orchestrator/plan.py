@@ -188,12 +188,14 @@ def _training_steps(
         if config.method == "limpq"
         else f"solve {num_cells} cells and make the controls, at the limits that are trained",
     )  # fmt: skip
+    # Which policies there are is not in its key: each has one of its own (``training_key``).
     train = _step(
-        "train", "weight_training", (costs, pretrain, *selections, sweep),
+        "train", "weight_training", (costs, pretrain),
         {**common, "config": asdict(config.train)},
         f"train each distinct policy of {len(trained_alphas(config.search))} alphas x "
         f"{len(trained_limits(config.search, limit_sets))} limit sets and the controls, "
         f"{_length(config.train)} each",
+        waits=(*selections, *source_steps, sweep),
     )  # fmt: skip
     evidence = [
         _step(
@@ -257,7 +259,12 @@ def selection_name(limits: LimitSet) -> str:
 
 
 def _step(
-    name: str, action: str, needs: tuple[Step, ...], identity: Mapping[str, Any], about: str
+    name: str,
+    action: str,
+    needs: tuple[Step, ...],
+    identity: Mapping[str, Any],
+    about: str,
+    waits: tuple[Step, ...] = (),
 ) -> Step:
     facts = {
         "name": name,
@@ -271,7 +278,7 @@ def _step(
         name=name,
         action=action,
         key=hashlib.sha256(text.encode()).hexdigest()[:24],
-        needs=tuple(need.name for need in needs),
+        needs=tuple(need.name for need in (*needs, *waits)),
         about=about,
     )
 

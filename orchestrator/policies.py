@@ -28,6 +28,7 @@ class Candidate:
         policy: what it proposes; None when it found nothing.
         solved: the solver's answer, where one was asked.
         start: what its training inherits, role -> absolute path; empty = full precision.
+        start_key: key of the step that left it.
         search: cost of the phases behind it, by the common metric keys.
         facts: what a reader must know about how it was found.
         reason: why there is none.
@@ -40,6 +41,7 @@ class Candidate:
     policy: Policy | None
     solved: ResultRow | None = None
     start: Mapping[str, str] = field(default_factory=dict)
+    start_key: str = ""
     search: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""

@@ -36,6 +36,7 @@ class Session:
         command: what to type to go on.
         mirror: brings MLflow up to date in the background; None when tracking is off.
         quiet: say nothing, because standard output carries JSON.
+        donors: other runs whose finished steps this one may take over.
         asked_to_stop: number of the signal that asked, 0 for none.
     """
 
@@ -46,6 +47,7 @@ class Session:
     command: str
     mirror: MirrorThread | None = None
     quiet: bool = False
+    donors: tuple[RunStore, ...] = ()
     asked_to_stop: int = 0
     _began: float = field(default_factory=time.perf_counter)
 

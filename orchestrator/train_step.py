@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.cluster import OnDemandCluster
-from orchestrator.outcomes import child_key, training_record
+from orchestrator.outcomes import training_key, training_record
 from orchestrator.phase_step import begin, book, run_phase
 from orchestrator.plan import Plan, Step
 from orchestrator.policies import Candidate, to_train
 from orchestrator.records import EVAL_TOP1, RunRecord
+from orchestrator.reuse import take_over_files
 from orchestrator.session import Session
 from solvers.storage import save_policy
 from trainers.phases import PhaseSpec
@@ -45,7 +46,7 @@ def train_step(
     missing = []
     for row in rows:
         entry = _entry(row)
-        verdict = session.store.finished(f"{step.name}/{entry}", child_key(step, entry))
+        verdict = session.store.finished(f"{step.name}/{entry}", training_key(step, row))
         if verdict.record is not None:
             session.keep(verdict.record)
             records[entry] = verdict.record
@@ -65,6 +66,11 @@ def train_step(
                 if record is not None:
                     records[_entry(row)] = record
 
+    for row in missing:
+        piece = f"{step.name}/{_entry(row)}"
+        donor = take_over_files(session.store, session.donors, piece, training_key(step, row))
+        if donor:
+            session.say(f"{piece}: taken over from run {donor}, outputs verified")
     keep_finished()  # a killed driver may have left results without records
     waiting = [row for row in missing if _entry(row) not in records]
     if waiting:
@@ -99,6 +105,7 @@ def _record_of(
     asked_by = [c.name for c in candidates if c.entry == entry]
     outputs = {role: folder / entry / file for role, file in result.outputs.items()}
     outputs["policy"] = folder / entry / "policy.json"
+    outputs["result"] = folder / entry / "result.json"
     record = session.stamped(
         training_record(
             session.config.name,

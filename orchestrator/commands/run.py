@@ -21,13 +21,22 @@ from orchestrator.errors import ExitCode
 @click.option("--address", help="Running Ray cluster to join; default: one on this machine.")
 @click.option("--fork", metavar="NAME",
               help="Run under another name; the run of the file stays as it is.")  # fmt: skip
+@click.option("--reuse", multiple=True, metavar="RUN",
+              help="Take over finished steps of another run where nothing that decides them "
+                   "differs: a name, a run folder or an experiment file; may be given several "
+                   "times.")  # fmt: skip
 def command(
-    config: str, overrides: tuple[str, ...], address: str | None, fork: str | None
+    config: str,
+    overrides: tuple[str, ...],
+    address: str | None,
+    fork: str | None,
+    reuse: tuple[str, ...],
 ) -> ExitCode:
     """Run the experiment of the file CONFIG.
 
     Finished steps are skipped after their outputs verify, so the same command goes on after an
-    interruption. A changed configuration is refused (exit 5) unless --fork names a new run.
+    interruption. A changed configuration is refused (exit 5) unless --fork names a new run, which
+    may --reuse what the first one finished.
     """
     from orchestrator.config import load_config
     from orchestrator.names import known_names
@@ -39,5 +48,7 @@ def command(
     loaded = load_config(config, overrides, known_names())
 
     from orchestrator.pipeline import run_experiment
+    from orchestrator.runs import find_run
 
-    return run_experiment(loaded)
+    donors = tuple(find_run(run, loaded.config.runs_dir) for run in reuse)
+    return run_experiment(loaded, donors)

@@ -80,7 +80,7 @@ def test_keys_follow_their_own_settings_and_nothing_else(config_file: Path) -> N
     first = _plan(config_file)
     other = _plan(config_file, "evidence.hessian.images=17", "metamix.search.steps=3")
     changed = {s.name for s in first.steps if s.key != other.step(s.name).key}
-    assert changed == {"select-l0", "train", "evidence-hessian"}
+    assert changed == {"select-l0", "evidence-hessian"}
     # Asking for evidence leaves what was there as it is.
     none = _plan(config_file, "evidence.drift=null", "evidence.distributions=[]")
     assert [s for s in none.steps] == [s for s in first.steps if s.name not in NAMES[:4]]
