@@ -84,6 +84,9 @@ class DataConfig:
         holdout: share of the training images kept for validation where there is no test split.
         max_images: use at most so many images of each split, drawn once; null = all. What
             ``mpq run --rehearse`` sets.
+        on_bad_sample: an image that cannot be decoded ``stop``s the run with its file and row, or
+            is ``skip``ped and listed in the record (sets that are decoded on demand). Ours.
+        max_bad_samples: how many images may be skipped before the run stops after all.
     """
 
     __pydantic_config__ = CLOSED
@@ -93,6 +96,8 @@ class DataConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     holdout: Annotated[float, Ge(0.0), Lt(1.0)] = 0.0
     max_images: Annotated[int, Ge(1)] | None = None
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    max_bad_samples: Annotated[int, Ge(0)] = 0
 
     def spec(self) -> DataSpec:
         """What the trainers room is told."""
@@ -102,6 +107,8 @@ class DataConfig:
             options=dict(self.options),
             holdout=self.holdout,
             max_images=self.max_images,
+            on_bad_sample=self.on_bad_sample,
+            max_bad_samples=self.max_bad_samples,
         )
 
 

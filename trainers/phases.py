@@ -21,11 +21,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from solvers.tables import BitChoices
 
 Report = Callable[[Mapping[str, float]], None]
+
+# Keys of ``DataSpec.options`` that say how images are read and not what they are: no result
+# depends on them, so no step is done again and no run is another one when they change.
+EXECUTION_OPTIONS = ("decode_workers", "prefetch")
 
 
 def _ignore(metrics: Mapping[str, float]) -> None:
@@ -59,6 +63,8 @@ class DataSpec:
         options: what the set takes besides (mean, std, augmentation, image size).
         holdout: share of the training images kept for validation where the set has no test split.
         max_images: at most so many images of each split, drawn once; None = all.
+        on_bad_sample: ``stop`` at the first image that cannot be decoded, or ``skip`` it.
+        max_bad_samples: how many images may be skipped.
     """
 
     name: str
@@ -66,6 +72,8 @@ class DataSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     holdout: float = 0.0
     max_images: int | None = None
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    max_bad_samples: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
