@@ -22,6 +22,7 @@ def make_sgd(
     *,
     steps: Iterable[nn.Parameter] = (),
     steps_lr_factor: float = 1.0,
+    steps_weight_decay: float = 0.0,
 ) -> torch.optim.SGD:
     """SGD over ``parameters``; vectors (biases, BatchNorm, step sizes) decay only if asked to.
 
@@ -30,9 +31,11 @@ def make_sgd(
         recipe: rates and decay.
         steps: those of ``parameters`` that are step sizes.
         steps_lr_factor: their learning rate in units of the recipe's.
+        steps_weight_decay: their weight decay, if vectors have none.
     """
     parameters = [p for p in parameters if p.requires_grad]
-    apart = {id(p) for p in steps} if steps_lr_factor != 1.0 else set()
+    differ = steps_lr_factor != 1.0 or steps_weight_decay > 0
+    apart = {id(p) for p in steps} if differ else set()
     groups = []
     for is_apart, factor in ((False, 1.0), (True, steps_lr_factor)):
         chosen = [p for p in parameters if (id(p) in apart) == is_apart]
@@ -40,7 +43,11 @@ def make_sgd(
         vectors = [p for p in chosen if p.ndim <= 1 and not recipe.decay_vectors]
         groups += [
             {"params": matrices, "weight_decay": recipe.weight_decay, "lr_factor": factor},
-            {"params": vectors, "weight_decay": 0.0, "lr_factor": factor},
+            {
+                "params": vectors,
+                "weight_decay": steps_weight_decay if is_apart else 0.0,
+                "lr_factor": factor,
+            },
         ]
     return torch.optim.SGD(
         [group for group in groups if group["params"]],

@@ -164,6 +164,23 @@ class QuantTrainingConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PactConfig:
+    """PACT's learned clipping levels (Choi et al., 2018), where they take LSQ's place.
+
+    Attributes:
+        clip_start: clipping level of every activation at the start; null = the largest value of
+            the first batch. Paper: a constant that is large enough. Ours: null.
+        clip_decay: weight decay of the clipping levels, so that they come down. Paper: as large
+            as the weights' own, 2e-4 on CIFAR-10.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    clip_start: Annotated[float, Gt(0.0), Le(1e4)] | None = None
+    clip_decay: Annotated[float, Ge(0.0), Le(1.0)] = 2e-4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(QuantTrainingConfig):
     """Weight training at fixed bits, from the full-precision weights or from a meta-state.
 
@@ -180,6 +197,9 @@ class TrainConfig(QuantTrainingConfig):
         ema_decay: measure a moving average of the weights with this decay an update; null = the
             weights themselves. PROFIT: 0.9997.
         freezing: null = none.
+        quantizer: of every policy. ``lsq`` = learned step sizes, both papers; ``pact`` = learned
+            clipping levels and DoReFa weights. The control ``uniform_pact`` takes PACT's anyway.
+        pact: settings of PACT, wherever it is used.
     """
 
     __pydantic_config__ = CLOSED
@@ -195,6 +215,8 @@ class TrainConfig(QuantTrainingConfig):
     distillation: DistillationConfig | None = None
     ema_decay: BelowOne | None = None
     freezing: FreezingConfig | None = None
+    quantizer: Literal["lsq", "pact"] = "lsq"
+    pact: PactConfig = field(default_factory=PactConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,7 @@ from trainers.quant.batchnorm import BatchNormMode
 from trainers.quant.handle import QuantNetwork
 from trainers.quant.options import QuantOptions
 from trainers.quant.wrap import quantize_network
-from trainers.recipes import OptimizerConfig, QuantTrainingConfig
+from trainers.recipes import OptimizerConfig, PactConfig, QuantTrainingConfig
 from trainers.seeds import derive
 
 # Images that decide which layer inputs can be negative.
@@ -98,8 +98,12 @@ def quantize(
     *,
     pins: tuple[tuple[str, int, int], ...],
     batchnorm: BatchNormMode = "shared",
+    pact: PactConfig | None = None,
 ) -> QuantNetwork:
-    """Wrap ``model``; which inputs are signed is decided on the same training images everywhere."""
+    """Wrap ``model``; which inputs are signed is decided on the same training images everywhere.
+
+    With ``pact`` its quantizers are PACT's instead of LSQ's.
+    """
     some = torch.arange(min(SAMPLE_IMAGES, len(data.train)))
     sample, _ = data.train.batch(some, None)
     network = quantize_network(
@@ -114,6 +118,8 @@ def quantize(
             step_range=recipe.step_clamp,
             grad_scale=recipe.grad_scale,
             negative_inputs=recipe.negative_inputs,
+            quantizer="lsq" if pact is None else "pact",
+            clip_start=None if pact is None else pact.clip_start,
         ),
     )
     network.set_world_size(context.world_size)

@@ -63,6 +63,7 @@ _BASELINES = (
         yields="importance",
         needs=("weights",),
         about="squared quantization error of the full-precision network",
+        alpha=1.0,
     ),
     Source(
         name="one_layer_loss",

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # Inputs that an entry of the batch may have of its own.
 STARTS = ("weights", "act_steps")
+# Role of a policy -> the quantizer it is trained with; None = the recipe's.
+POLICY_ROLES = {"policy": None, "policy_pact": "pact"}
 
 
 def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
@@ -49,8 +51,9 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
 
     ``config`` is a ``TrainConfig``. Inputs: ``weights`` (full precision), ``costs``, ``teacher``
     (optional: weights that distillation learns from instead of ``weights``), and for each
-    entry, in the order they are trained, ``policy:<entry>`` with optionally ``weights:<entry>``
-    and ``act_steps:<entry>`` (an importance table whose activation steps are taken over at the
+    entry, in the order they are trained, ``policy:<entry>`` (``policy_pact:<entry>`` = with
+    PACT's quantizers, whatever the recipe says) with optionally ``weights:<entry>`` and
+    ``act_steps:<entry>`` (an importance table whose activation steps are taken over at the
     policy's bits). Outputs of an entry are in ``<entry>/``: ``weights.pt``, ``result.json``.
 
     Returns:
@@ -61,13 +64,14 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     results = []
     for role, path in spec.inputs.items():
         kind, _, entry = role.partition(":")
-        if kind != "policy":
+        if kind not in POLICY_ROLES:
             continue
         policy = load_policy(Path(path))
         check_fits(policy, costs)
         own = {r: spec.inputs[f"{r}:{entry}"] for r in STARTS if f"{r}:{entry}" in spec.inputs}
         teacher = {"teacher": spec.inputs["weights"]} if "weights" in spec.inputs else {}
-        entry_spec = replace(spec, inputs={**teacher, **spec.inputs, **own})
+        recipe = replace(spec.config, quantizer=POLICY_ROLES[kind] or spec.config.quantizer)
+        entry_spec = replace(spec, config=recipe, inputs={**teacher, **spec.inputs, **own})
         entry_context = replace(context, step_dir=context.step_dir / entry)
         results.append(train_policy(policy, costs, data, entry_spec, entry_context))
     total = PhaseResult(
@@ -99,7 +103,10 @@ def train_policy(
         return done
     recipe: TrainConfig = spec.config
     pins, choices = _fixed_bits(policy, costs)
-    network = quantize(make_network(spec, context), data, choices, recipe, spec, context, pins=pins)
+    pact = recipe.pact if recipe.quantizer == "pact" else None
+    network = quantize(
+        make_network(spec, context), data, choices, recipe, spec, context, pins=pins, pact=pact
+    )
     network.set_bits({name: (b.weight_bits, b.act_bits) for name, b in policy.layers})
     model = network.model
     plan = make_plan(data.train, data, recipe, spec, context)
@@ -136,6 +143,7 @@ def train_policy(
         recipe,
         steps=network.step_parameters(),
         steps_lr_factor=recipe.quantizer_lr_factor,
+        steps_weight_decay=0.0 if pact is None else pact.clip_decay,
     )
     bound_step_changes(optimizer, network.step_parameters(), recipe.max_step_change)
     move = Move(
@@ -159,6 +167,7 @@ def train_policy(
         "policy_id": policy.policy_id,
         "num_updates": total,
         "inherited_steps": "act_steps" in spec.inputs,
+        "quantizer": recipe.quantizer,
     }
 
     def after_epoch(epoch: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ ActInit = Literal["lsq", "constant"]
 NegativeInputs = Literal["signed", "refuse"]
 InputStep = Literal["range", "learned"]
 NormFollows = Literal["auto", "weight", "act"]
+Quantizer = Literal["lsq", "pact"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,10 @@ class QuantOptions:
             activation's, or the weight's when the activation has only one candidate.
         compiled: run the quantizer's two functions through ``torch.compile`` (needs a C++
             compiler; the network itself stays eager).
+        quantizer: ``lsq``, or ``pact``: learned clipping levels for activations and DoReFa's rule
+            for weights (``pact.py``).
+        clip_start: PACT's clipping levels at the start; None = the largest value of the first
+            batch.
     """
 
     weight_init: WeightInit = "lsq+"
@@ -52,3 +57,5 @@ class QuantOptions:
     shift_hardswish: bool = True
     norm_follows: NormFollows = "auto"
     compiled: bool = False
+    quantizer: Quantizer = "lsq"
+    clip_start: float | None = None

@@ -18,6 +18,7 @@ from trainers.quant.batchnorm import BatchNormMode, SwitchableBatchNorm
 from trainers.quant.handle import QuantNetwork
 from trainers.quant.layers import QuantConv2d, QuantLayer, QuantLinear
 from trainers.quant.options import QuantOptions
+from trainers.quant.pact import DorefaBank, PactBank
 from trainers.quant.pins import Pin, resolve_pins
 from trainers.quant.ranges import trace_ranges
 from trainers.quant.tracing import NetworkTrace
@@ -58,8 +59,10 @@ def quantize_network(
     layers: dict[str, QuantLayer] = {}
     for name in trace.order:
         weight_bits, act_bits = _candidates(name, choices, pinned)
-        weight_bank = StepBank(weight_bits, "weight", name=f"{name} weight", options=options)
-        act_bank = StepBank(act_bits, kinds[name], name=f"{name} input", options=options)
+        is_pact = options.quantizer == "pact"
+        make_weight, make_act = (DorefaBank, PactBank) if is_pact else (StepBank, StepBank)
+        weight_bank = make_weight(weight_bits, "weight", name=f"{name} weight", options=options)
+        act_bank = make_act(act_bits, kinds[name], name=f"{name} input", options=options)
         layers[name] = _wrap(model.get_submodule(name), weight_bank, act_bank).to(device)
         _replace(model, name, layers[name])
         if options.input_step == "range" and name in pinned and name in trace.reads_network_input:
