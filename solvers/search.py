@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,14 +19,13 @@ from solvers.errors import SolverFailedError
 from solvers.hunt import Hunt, Settled
 from solvers.problem import Problem
 from solvers.reach import out_of_reach
-from solvers.reduce import Core, reduce_to_core, reduced_costs, undominated
+from solvers.reduce import Core, reduce_to_core, undominated
+from solvers.several_limits import decide
 
 if TYPE_CHECKING:
     from solvers.ilp import Backend
 
 Ints = npt.NDArray[np.int64]
-# Options kept a unit by the first guess with several limits.
-_FIRST_GUESS = 2.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +39,7 @@ class Found:
         prices: objective per unit of each limit's resource by the linear relaxation, None where
             it gives none; empty when not asked for.
         solver: ``highs``, ``cbc``, or ``arithmetic`` where a sum of least uses already decides.
-        solver_version: its version.
+        solver_version: its version, and who proved the answer if somebody else did.
     """
 
     status: SolveStatus
@@ -90,6 +89,7 @@ def search(
     backend = choose_backend(solver, problem)
     hunt = Hunt(problem, backend, time.monotonic() + time_limit_s, list(excluded))
     prices: tuple[float | None, ...] = ()
+    proof = ""
     if excluded:
         settled = hunt.among([np.arange(len(c)) for c in problem.cost])
     elif problem.peaks:
@@ -101,8 +101,8 @@ def search(
         settled = _with_core(problem, core, hunt.among(_in_core(problem, core)))
         prices = (core.price,)
     else:
-        prices = hunt.relaxed_prices(_undominated(problem)) or ()
-        settled = _guess_and_prove(problem, hunt, [p or 0.0 for p in prices])
+        decided = decide(problem, hunt, _undominated(problem))
+        settled, prices, proof = decided.settled, decided.prices or (), decided.proof
     picks = settled.picks
     if picks is not None and not hunt.refused and not problem.peaks:
         picks = _in_canonical_order(problem, picks)
@@ -112,43 +112,8 @@ def search(
         bound=settled.bound,
         prices=prices if with_prices and prices else tuple(None for _ in problem.ceilings),
         solver=hunt.backend,
-        solver_version=backend_version(hunt.backend),
+        solver_version=", ".join(filter(None, (backend_version(hunt.backend), proof))),
     )
-
-
-def _guess_and_prove(problem: Problem, hunt: Hunt, prices: Sequence[float]) -> Settled:
-    """Several limits: solve over options of small reduced cost, then prove it was enough.
-
-    With a Lagrangian bound L, every solution that uses an option of reduced cost r has an
-    objective of at least L + r. The best solution among options of r <= g is therefore the best
-    of all if its objective is at most L + g; if not, its objective says which g is enough.
-    """
-    kept = _undominated(problem)
-    if len(prices) != len(problem.room):
-        return hunt.among(kept)
-    bound, reduced = reduced_costs(problem.cost, problem.use, prices, problem.room)
-    ascending = np.sort(np.concatenate([r[k] for r, k in zip(reduced, kept, strict=True)]))
-    first = min(int(_FIRST_GUESS * len(kept)), len(ascending) - 1)
-    guess = float(ascending[first])
-    while True:
-        margin = 1e-9 * max(1.0, abs(bound) + guess)
-        core = [k[r[k] <= guess + margin] for r, k in zip(reduced, kept, strict=True)]
-        is_all = all(len(c) == len(k) for c, k in zip(core, kept, strict=True))
-        found = hunt.first_claim(core)
-        if found.status is SolveStatus.INFEASIBLE and not is_all:
-            guess = max(4 * guess, margin)
-            continue
-        if found.picks is None:
-            return hunt.among(core, claimed=found) if is_all else replace(found, bound=bound)
-        above = problem.objective(found.picks) - bound
-        if found.status is not SolveStatus.PROVEN_OPTIMAL:
-            # What the backend bounded is the core; the Lagrangian bound holds for everything.
-            return replace(found, bound=bound if not is_all else max(bound, found.bound or bound))
-        if is_all or above <= guess:
-            # Whatever beats this stands among options of r <= above: there it is confirmed.
-            last = [k[r[k] <= above + margin] for r, k in zip(reduced, kept, strict=True)]
-            return hunt.among(last, claimed=found)
-        guess = above
 
 
 def _core_of(problem: Problem) -> Core:

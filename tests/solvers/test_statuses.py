@@ -126,9 +126,10 @@ def test_no_time_at_all_with_one_limit_keeps_the_known_solution(solver):
         assert result.bound < result.objective
 
 
-def test_cbc_must_say_the_same_twice(monkeypatch, tiny, tiny_importance, pairs):
+def test_cbc_must_say_the_same_twice_where_nobody_proves(monkeypatch, tiny, tiny_importance, pairs):
     # The first claim is bent to a worse policy; the second disagrees, and HiGHS decides.
-    from solvers import ilp
+    from solvers import ilp, several_limits
+    from solvers.list_search import Listed
     from solvers.problem import build_problem
     from solvers.search import search
 
@@ -137,15 +138,18 @@ def test_cbc_must_say_the_same_twice(monkeypatch, tiny, tiny_importance, pairs):
     honest = search(problem, solver="highs")
     true_solve = ilp.solve_program
 
-    def bent(program, backend, time_limit_s, *, preprocess=False):
+    def bent(program, backend, time_limit_s, *, preprocess=False, gap=0.0):
         if backend == "cbc" and preprocess:
             program = replace(program, cost=[-c for c in program.cost])
-        return true_solve(program, backend, time_limit_s, preprocess=preprocess)
+        return true_solve(program, backend, time_limit_s, preprocess=preprocess, gap=gap)
 
     monkeypatch.setattr(ilp, "solve_program", bent)
+    nothing = Listed(picks=None, objective=float("inf"), is_exact=False)
+    monkeypatch.setattr(several_limits, "search_lists", lambda *_, **__: nothing)
     found = search(problem, solver="cbc")
     assert found.solver == "highs"
     assert found.picks == honest.picks
+    assert "gave up" in found.solver_version
 
 
 def test_an_answer_over_a_limit_is_excluded_and_solved_again(
@@ -160,9 +164,9 @@ def test_an_answer_over_a_limit_is_excluded_and_solved_again(
     honest = search(problem, solver="highs")
     true_solve = ilp.solve_program
 
-    def sloppy(program, backend, time_limit_s, *, preprocess=False):
+    def sloppy(program, backend, time_limit_s, *, preprocess=False, gap=0.0):
         wider = replace(program, room=program.room + program.room // 10)
-        return true_solve(wider, backend, time_limit_s, preprocess=preprocess)
+        return true_solve(wider, backend, time_limit_s, preprocess=preprocess, gap=gap)
 
     monkeypatch.setattr(ilp, "solve_program", sloppy)
     found = search(problem, solver="highs")
