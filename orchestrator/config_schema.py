@@ -217,7 +217,10 @@ class TrackingConfig:
     enabled: bool = True
 
 
-Control = Literal["uniform", "uniform_all", "random", "reversed", "initial", "limpq", "metamix_ilp"]
+Control = Literal[
+    "uniform", "uniform_all", "uniform_pact", "random", "reversed", "initial", "limpq",
+    "metamix_ilp",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,8 +248,9 @@ class ExperimentConfig:
         controls: policies trained on the same limits for comparison: ``uniform`` bits (the one
             pair of most BitOps that fits), ``uniform_all`` (every pair that fits and that no
             other fitting pair exceeds in weights or activations without falling short in the
-            other; rows ``uniform_w2a3`` ...), ``random`` policies, ``reversed`` importance
-            (paper, Ours-R), ``initial`` indicators. Beside another method also ``limpq``
+            other; rows ``uniform_w2a3`` ...), ``uniform_pact`` (the bits of ``uniform`` trained
+            with PACT's quantizers), ``random`` policies, ``reversed`` importance (paper, Ours-R),
+            ``initial`` indicators. Beside another method also ``limpq``
             (indicators learned on the same candidates; ``reversed`` and ``initial`` are made
             where they are learned), and for MetaMix ``metamix_ilp`` (the solver over the
             meta-state's activation step sizes).

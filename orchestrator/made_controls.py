@@ -7,6 +7,7 @@ uniform mix of the same cost and against more than one random draw.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from orchestrator.cells import LimitSet, trained_limits
 from orchestrator.config_schema import ExperimentConfig
@@ -30,6 +31,9 @@ def made_controls(config: ExperimentConfig, plan: Plan) -> tuple[Candidate, ...]
         if "uniform" in config.controls or config.method == "uniform":
             policy = uniform(plan.costs, plan.choices, limits.limits, accounting=accounting)
             found.append(_row("uniform", limits, policy))
+        if "uniform_pact" in config.controls:
+            policy = uniform(plan.costs, plan.choices, limits.limits, accounting=accounting)
+            found.append(replace(_row("uniform_pact", limits, policy), quantizer="pact"))
         if "uniform_all" in config.controls:
             mixes = uniform_mixes(plan.costs, plan.choices, limits.limits, accounting=accounting)
             found += [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.cells import Cell, LimitSet, trained_alphas, trained_limits
 from orchestrator.config_schema import ExperimentConfig
@@ -32,6 +32,7 @@ class Candidate:
         search: cost of the phases behind it, by the common metric keys.
         facts: what a reader must know about how it was found.
         reason: why there is none.
+        quantizer: what its training quantizes with; None = ``train.quantizer``.
         failed: whether what should have found it gave no result, so that asking again may help.
     """
 
@@ -45,6 +46,7 @@ class Candidate:
     search: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
+    quantizer: Literal["pact"] | None = None
     failed: bool = False
 
     @property
@@ -55,11 +57,12 @@ class Candidate:
 
     @property
     def entry(self) -> str | None:
-        """Name of its training: the same bits from the same start are trained once."""
+        """Name of its training: the same bits, start and quantizer are trained once."""
         if self.policy is None:
             return None
+        quantizer = "" if self.quantizer is None else f"-{self.quantizer}"
         start = f"-{self.method}-l{self.limit_set.index}" if self.start else ""
-        return self.policy.policy_id + start
+        return self.policy.policy_id + start + quantizer
 
 
 def solved_candidates(

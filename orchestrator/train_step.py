@@ -89,7 +89,8 @@ def _roles(waiting: Sequence[Candidate], folder: Path) -> dict[str, str]:
         path = folder / _entry(row) / "policy.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_policy(path, row.policy)
-        roles[f"policy:{_entry(row)}"] = str(path)
+        role = "policy" if row.quantizer is None else f"policy_{row.quantizer}"
+        roles[f"{role}:{_entry(row)}"] = str(path)
         roles |= {f"{role}:{_entry(row)}": start for role, start in row.start.items()}
     return roles
 
