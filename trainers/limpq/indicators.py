@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from solvers.layer_statistics import save_statistics
 from solvers.storage import load_costs, save_importance
 from solvers.tables import BitChoices, CostTable, Importance, ImportanceTable
 from trainers.checkpoint import save_tensors
@@ -25,6 +26,7 @@ from trainers.evaluate import reestimate_batchnorm
 from trainers.limpq.config import IndicatorConfig
 from trainers.limpq.joint import JOINT, joint_state
 from trainers.limpq.passes import random_bits, uniform_passes
+from trainers.limpq.statistics import STATISTICS, collect_statistics
 from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
 from trainers.optim import learning_rate, make_sgd, num_updates
@@ -45,7 +47,8 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     ``config`` is an ``IndicatorConfig``. Inputs: ``weights`` (full precision), ``costs``.
     Outputs: ``importance`` (learned), ``initial`` (statistics only), ``weights`` (the jointly
     trained network with its step sizes), ``plain`` (the same as a full-precision state dict with
-    one BatchNorm), ``joint`` (``weights`` with how the network was wrapped, ``joint.py``).
+    one BatchNorm), ``joint`` (``weights`` with how the network was wrapped, ``joint.py``),
+    ``statistics`` (Parquet, for transforms of the indicators; their cost is in ``eval_cost``).
 
     Raises:
         DivergedError: a loss or gradient stopped being finite.
@@ -108,6 +111,15 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         meter=joint.meter,
         folder=context.step_dir / "checkpoints",
     ).run()
+    cost = joint.meter.total()
+    folder = context.step_dir
+    if context.rank == 0:
+        learned = read_indicators(network, costs, spec, data.fingerprint, "limpq")
+        save_importance(folder / LEARNED, learned)
+        save_tensors(folder / "weights.pt", network.model.state_dict())
+        save_tensors(folder / JOINT, joint_state(network, recipe, pins))
+    meter = Meter(context.device)
+    statistics = collect_statistics(network, spec.choices, plan, recipe, context, meter)
     result = PhaseResult(
         phase=spec.phase,
         outputs={
@@ -116,9 +128,11 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             "weights": "weights.pt",
             "plain": "plain.pt",
             "joint": JOINT,
+            "statistics": STATISTICS,
         },
         metrics=metrics,
-        cost=joint.meter.total(),
+        cost=cost,
+        eval_cost=meter.total(),
         device=device_name(context.device),
         facts={
             "data_fingerprint": data.fingerprint,
@@ -129,14 +143,9 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             "clamped_steps": clamped_steps(network, recipe.step_clamp),
         },
     )
-    folder = context.step_dir
-    if context.rank == 0:
-        learned = read_indicators(network, costs, spec, data.fingerprint, "limpq")
-        save_importance(folder / LEARNED, learned)
-        save_tensors(folder / "weights.pt", network.model.state_dict())
-        save_tensors(folder / JOINT, joint_state(network, recipe, pins))
     _merge_batchnorm(network, plan, context)
     if context.rank == 0:
+        save_statistics(folder / STATISTICS, statistics)
         save_tensors(folder / "plain.pt", network.plain_weights())
         finish_phase(folder, result)
     return result
