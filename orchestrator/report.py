@@ -1,4 +1,4 @@
-"""What came out of a run? ``report.md``, ``runs.parquet`` and figures, from records only.
+"""What came out of a run? ``report.html``, ``report.md``, ``runs.parquet`` and figures.
 
 Everything is read from the run's folder, so the report can be written again at any time, on any
 machine, and the same journal gives the same bytes.
@@ -6,225 +6,94 @@ machine, and the same journal gives the same bytes.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from orchestrator import events
+from orchestrator import figures
+from orchestrator.figures_inline import inlined
+from orchestrator.figures_svg import Drawing
 from orchestrator.journal import JournalView
-from orchestrator.ledger import USEFUL, overhead_share
-from orchestrator.records import EVIDENCE, RunRecord, State, write_table
-from orchestrator.redact import redacted
-from orchestrator.report_figures import write_figures
-from orchestrator.results import NOT_TRAINED, Results, results_of
-from orchestrator.runs import last_event, newest_records
+from orchestrator.records import write_table
+from orchestrator.report_figures import RunFigures, run_figures
+from orchestrator.report_figures_metamix import metamix_figures
+from orchestrator.report_html import run_page
+from orchestrator.report_inputs import RunInputs, read_inputs
+from orchestrator.report_literature import (
+    Reported,
+    reported_costs,
+    reported_for,
+    reported_points,
+)
+from orchestrator.report_markdown import markdown
+from orchestrator.results import Results
 from orchestrator.store import RunStore
-from orchestrator.tables_text import COLUMNS, escaped, markdown_table, result_cells
-from orchestrator.yaml_source import read_yaml
 from solvers.atomic import write_atomically
 
-# What each share of the wall time that is not training, evaluating or solving is spent on.
-_EXPLAINED: Mapping[str, str] = {
-    "plan": "imports, tracing the network, checking limits",
-    "Ray start and stop": "the local Ray cluster; nothing on a cluster that is up",
-    "worker start and stop": "worker processes: start, imports, process group, shutdown",
-    "set-up in the workers": "reading images, building and wrapping networks, checkpoints",
-    "MLflow": "waiting for the mirror at the end",
-    "Ray Tune": "Tune's own time around the solves",
-    "report": "tables and figures",
-    "other": "everything else in the driver",
-}
+PAGE = "report.html"
 
 
-def write_report(
-    store: RunStore, view: JournalView, figures: Mapping[str, Path] | None = None
-) -> Results:
-    """Write the table, the figures and the report of a run; returns the result table.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnRun:
+    """A run with its figures, written already.
+
+    Attributes:
+        run: what was read.
+        reported: what the papers print.
+        figures: those of the search and its results.
+        metamix: those of MetaMix's phases.
+        paths: text -> file.
+    """
+
+    run: RunInputs
+    reported: Reported
+    figures: RunFigures
+    metamix: tuple[Drawing, ...]
+    paths: Mapping[str, Path]
+
+
+def write_report(store: RunStore, view: JournalView, drawn: DrawnRun | None = None) -> Results:
+    """Write the table, the figures and the reports of a run; returns the result table.
 
     Args:
         store: the run.
         view: its journal.
-        figures: those of ``draw_figures`` when the records have not changed since.
+        drawn: of ``draw_figures``, when the records have not changed since.
     """
-    records = newest_records(view)
-    results = results_of(store.name, records)
-    write_table(records, store.table_path)
-    if figures is None:
-        figures = write_figures(store, results, records)
-    sections: Sequence[Callable[[], str]] = (
-        lambda: _head(store, view),
-        lambda: _table(results),
-        lambda: _figures(store, figures),
-        lambda: _search(results),
-        lambda: _evidence(records),
-        lambda: _time(view),
-        lambda: _not_run(view, results),
-        lambda: _provenance(view, records),
-    )
-    texts = [text for section in sections if (text := section())]
-    write_atomically(store.report_path, "\n\n".join(texts).rstrip() + "\n")
-    return results
+    found = draw_figures(store, view) if drawn is None else drawn
+    run = replace(found.run, view=view)
+    write_table(run.records, store.table_path)
+    write_atomically(store.report_path, markdown(run, found.paths))
+    text = run_page(run, found.figures, found.metamix, found.reported)
+    write_atomically(store.root / PAGE, text)
+    return run.results
 
 
-def draw_figures(store: RunStore, view: JournalView) -> Mapping[str, Path]:
-    """Write the figures alone: text -> path."""
-    records = newest_records(view)
-    return write_figures(store, results_of(store.name, records), records)
-
-
-def _head(store: RunStore, view: JournalView) -> str:
-    config = _config(store)
-    model, data = config.get("model", {}), config.get("data", {})
-    finished = last_event(view, events.RUN_FINISHED)
-    ended = (
-        "not finished" if finished is None else finished.time_utc[:19].replace("T", " ") + " UTC"
-    )
-    rows = [
-        ("method", str(config.get("method", "unknown"))),
-        ("network", str(model.get("name", "unknown"))),
-        ("data", str(data.get("name", "unknown"))),
-        ("seed", str(config.get("seed", "unknown"))),
-        ("accounting", str(config.get("accounting", "unknown"))),
-        ("finished", ended),
-    ]
-    return f"# {escaped(store.name)}\n\n{markdown_table(('run', ''), rows)}"
-
-
-def _table(results: Results) -> str:
-    lines = ["## Results", markdown_table(COLUMNS, result_cells(results, results.shown))]
-    lines.append(
-        "Bits are means over the searched layers. Drop is full-precision top-1 less the row's, in "
-        "points. Search is the device seconds of the search phase "
-        f"(unit: {escaped(results.device)}), which one phase serves for all rows of its method, "
-        "plus the solve of the row. Every accuracy is of one seed: no interval is claimed."
-    )
-    reasons = [
-        f"* {escaped(r.method)} at {escaped(r.limits_text)}: **{r.status}**. {escaped(r.reason)}"
-        for r in results.shown
-        if r.reason
-    ]
-    if reasons:
-        lines += ["Rows without an accuracy:", "\n".join(reasons)]
-    return "\n\n".join(lines)
-
-
-def _figures(store: RunStore, figures: Mapping[str, Path]) -> str:
-    if not figures:
-        return "## Figures\n\nNone: nothing was trained."
-    shown = [
-        f"![{text}]({path.relative_to(store.root).as_posix()})" for text, path in figures.items()
-    ]
-    return "\n\n".join(["## Figures", *shown])
-
-
-def _search(results: Results) -> str:
-    states = Counter(row.status for row in results.rows)
-    counted = ", ".join(f"{count} {status}" for status, count in sorted(states.items()))
-    distinct = len({row.policy_id for row in results.rows if row.policy_id})
-    lines = [
-        "## Search",
-        f"{len(results.rows)} proposals ({counted or 'none'}), {distinct} distinct policies.",
-    ]
-    grid = [row for row in results.rows if row.alpha is not None and row.method == "limpq"]
-    if grid:
-        alphas = sorted({row.alpha for row in grid if row.alpha is not None})
-        limits = list(dict.fromkeys(row.limits_text for row in grid))
-        cell = {(row.alpha, row.limits_text): row for row in grid}
-        rows = []
-        for text in limits:
-            found = [cell.get((alpha, text)) for alpha in alphas]
-            rows.append([text, *[(row.policy_id or row.status) if row else "-" for row in found]])
-        lines += [
-            "Policies by limit and alpha; equal names are equal bits, trained once:",
-            markdown_table(["limits", *[f"alpha {alpha:g}" for alpha in alphas]], rows),
-        ]
-    return "\n\n".join(lines)
-
-
-def _evidence(records: Sequence[RunRecord]) -> str:
-    """What was measured beside the search; nothing where nothing was asked for."""
-    rows = []
-    for record in (r for r in records if r.phase == EVIDENCE and r.state is State.DONE):
-        tables = [p for role, p in record.outputs.items() if role != "result"]
-        spent = f"{record.costs.get('device_s', 0.0):.1f} s"
-        prefix = f"{EVIDENCE}/"
-        rows += [
-            (record.step.removeprefix("evidence-"), name.removeprefix(prefix), f"{value:.4g}",
-             spent, ", ".join(tables))
-            for name, value in record.metrics.items()
-        ]  # fmt: skip
-    if not rows:
-        return ""
-    columns = ("observation", "what", "value", "device seconds", "data")
-    return "## Evidence\n\n" + markdown_table(columns, rows)
-
-
-def _time(view: JournalView) -> str:
-    finished = last_event(view, events.RUN_FINISHED)
-    spent = dict(finished.data.get("spent", {})) if finished else {}
-    total = sum(spent.values())
-    if not total:
-        return "## Where the time went\n\nThe run has not finished, so its time is not accounted."
-    ordered = sorted(spent.items(), key=lambda item: (item[0] not in USEFUL, -item[1]))
-    rows = [
-        (name, f"{wall_s:.1f} s", f"{100 * wall_s / total:.1f} %",
-         "what the run is for" if name in USEFUL else _EXPLAINED.get(name, ""))
-        for name, wall_s in ordered
-    ]  # fmt: skip
-    attempts = sum(e.kind == events.RUN_STARTED for e in view.entries)
-    scope = "" if attempts == 1 else f" Of the last of {attempts} attempts only."
-    share = 100 * overhead_share(spent)
-    return "\n\n".join(
-        [
-            "## Where the time went",
-            f"{total:.1f} s of wall time, of which {share:.1f} % is not training, evaluating or "
-            f"solving.{scope}",
-            markdown_table(("share", "wall time", "part", "what it is"), rows),
-        ]
+def draw_figures(store: RunStore, view: JournalView) -> DrawnRun:
+    """Read a run and write its figures alone."""
+    run = read_inputs(store, view)
+    reported = reported_for(run.config)
+    drawn = run_figures(run, reported_points(reported.every), reported_costs(reported.every))
+    paths = save_drawings(drawn.every, store.figures_dir)
+    lacks: list[str] = []
+    metamix = []
+    for text, (stem, figure, columns) in metamix_figures(store, run.records, lacks).items():
+        svg, png = figures.save_figure(figure, store.figures_dir, stem)
+        metamix.append(inlined(text, svg.read_text(), stem, columns))
+        write_atomically(store.figures_dir / f"{stem}.csv", metamix[-1].csv())
+        paths[text] = png
+    return DrawnRun(
+        run=replace(run, lacks=tuple(dict.fromkeys((*run.lacks, *lacks)))),
+        reported=reported,
+        figures=drawn,
+        metamix=tuple(metamix),
+        paths=paths,
     )
 
 
-def _not_run(view: JournalView, results: Results) -> str:
-    planned = last_event(view, events.PLANNED)
-    lines = [
-        f"* {escaped(str(each['what']))}: {escaped(str(each['reason']))}"
-        for each in (planned.data.get("not_run", []) if planned else [])
-    ]
-    num_untrained = sum(row.status == NOT_TRAINED for row in results.rows)
-    if num_untrained:
-        lines.append(
-            f"* {num_untrained} proposals were solved but not trained: their limits or alphas are "
-            "not among those that the configuration trains."
-        )
-    lines += [
-        f"* {escaped(record.step)}: {record.state}: {escaped(record.message)}"
-        for record in results.failures
-    ]
-    return "## What was not run\n\n" + ("\n".join(lines) or "Everything that was asked for was.")
-
-
-def _provenance(view: JournalView, records: Sequence[RunRecord]) -> str:
-    started = last_event(view, events.RUN_STARTED)
-    data: Mapping[str, Any] = started.data if started else {}
-    machine = data.get("machine", {})
-    facts = next((r.facts for r in records if r.phase == "pretrain"), {})
-    costs = next((r.facts for r in records if r.phase == "costs"), {})
-    states = Counter(str(r.state) for r in records if r.state is not State.DONE)
-    rows = [
-        ("command", str(data.get("command", "unknown"))),
-        ("attempts", str(sum(e.kind == events.RUN_STARTED for e in view.entries))),
-        ("machine", ", ".join(f"{key} {value}" for key, value in machine.items()) or "unknown"),
-        ("network fingerprint", str(costs.get("fingerprint", "unknown"))),
-        ("data fingerprint", str(facts.get("data_fingerprint", "unknown"))),
-        ("records", f"{len(records)}, of which not DONE: {dict(states) or 'none'}"),
-        ("versions", ", ".join(f"{k} {v}" for k, v in data.get("versions", {}).items())),
-    ]
-    return "## Provenance\n\n" + markdown_table(("what", ""), rows)
-
-
-def _config(store: RunStore) -> dict[str, Any]:
-    if not store.config_path.is_file():
-        return {}
-    tree = read_yaml(store.config_path).tree
-    return dict(redacted(tree)) if isinstance(tree, dict) else {}
+def save_drawings(drawings: Sequence[Drawing], folder: Path) -> dict[str, Path]:
+    """Write every figure as SVG, and its data as CSV; text -> path of the picture."""
+    for drawing in drawings:
+        write_atomically(folder / f"{drawing.stem}.svg", drawing.standalone())
+        write_atomically(folder / f"{drawing.stem}.csv", drawing.csv())
+    return {drawing.title: folder / f"{drawing.stem}.svg" for drawing in drawings}

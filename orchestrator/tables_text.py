@@ -15,7 +15,7 @@ COLUMNS = (
     "method", "alpha", "limits", "W bits", "A bits", "BitOps", "size", "top-1 %", "drop",
     "search", "policy", "status",
 )  # fmt: skip
-_NUMERIC = {"alpha", "W bits", "A bits", "BitOps", "size", "top-1 %", "drop", "search"}
+NUMERIC = {"alpha", "W bits", "A bits", "BitOps", "size", "top-1 %", "drop", "search"}
 _NONE = "-"
 
 
@@ -48,7 +48,7 @@ def terminal_table(
     """Print a table; lines are as long as they must be, since a cut number is a wrong one."""
     table = Table(title=title, box=SIMPLE, title_justify="left", pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="right" if name in _NUMERIC else "left", no_wrap=True)
+        table.add_column(name, justify="right" if name in NUMERIC else "left", no_wrap=True)
     for cells in rows:
         table.add_row(*map(Text, cells))
     wide = console.options.update(max_width=10_000)
@@ -59,7 +59,7 @@ def terminal_table(
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; numbers to the right."""
-    rule = ["---:" if name in _NUMERIC else "---" for name in columns]
+    rule = ["---:" if name in NUMERIC else "---" for name in columns]
     lines = [columns, rule, *[[escaped(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -70,7 +70,8 @@ def test_report_figures_and_mlflow_show_the_run(finished: Command) -> None:
     for heading in ("## Results", "## Search", "## Where the time went", "## What was not run"):
         assert heading in report
     for name in ("bits", "indicators", "accuracy", "search_cost"):
-        assert (root / "figures" / f"{name}.png").stat().st_size > 5_000
+        assert (root / "figures" / f"{name}.svg").stat().st_size > 2_000
+    assert "<h2>Search cost</h2>" in (root / "report.html").read_text()
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{finished.folder}/runs/mlflow.db")

@@ -1,22 +1,33 @@
+"""Figures drawn by hand: sound files, the right numbers in the right places, nothing cut off."""
+
 from __future__ import annotations
 
+import csv
 import io
-import math
-from pathlib import Path
+import re
+from collections.abc import Callable
 from xml.etree import ElementTree
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
-from orchestrator import figures
+from orchestrator.figures_accuracy import AccuracyPoint, accuracy_figure, front
+from orchestrator.figures_bits import bits_figure
+from orchestrator.figures_cost import (
+    ReportedCost,
+    amortised_figure,
+    search_cost_figure,
+    seconds_text,
+)
+from orchestrator.figures_heat import SolvedCell, alpha_map, indicator_figure
+from orchestrator.figures_methods import method_styles
+from orchestrator.figures_svg import Drawing, Scale, legend_rows
+from orchestrator.report_costs import SearchPart
 from solvers.policy import Policy, make_policy
 from solvers.tables import CostTable, Importance, ImportanceTable, LayerBits, LayerSpec
 
 PINNED = LayerBits(weight_bits=8, act_bits=8)
-NAMES = ("first", "block.a", "block.b", "last")
+NAMES = ("first", "block.a", "block.<b>", "last")
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def _costs() -> CostTable:
@@ -39,7 +50,7 @@ def _policy(weight_bits: int, act_bits: int) -> Policy:
 
 def _table(scale: float) -> ImportanceTable:
     rows = tuple(
-        Importance(layer=name, tensor=tensor, bits=bits, value=scale * (index + 1) / bits)  # type: ignore[arg-type]
+        Importance(layer=name, tensor=tensor, bits=bits, value=scale * (index + 1) / bits)
         for index, name in enumerate(NAMES)
         for tensor in ("weight", "act")
         for bits in (2, 3, 4)
@@ -49,112 +60,222 @@ def _table(scale: float) -> ImportanceTable:
     )
 
 
-def _saved(figure: Figure, folder: Path) -> tuple[bytes, bytes]:
-    svg, png = figures.save_figure(figure, folder, "x")
-    return svg.read_bytes(), png.read_bytes()
+def _point(method: str, cost: float, top1: float, **more: float) -> AccuracyPoint:
+    return AccuracyPoint(method=method, label="<p>", cost=cost, top1=top1, **more)  # type: ignore[arg-type]
 
 
-def _every() -> dict[str, Figure]:
-    points = [
-        figures.AccuracyPoint(method=m, bitops_g=x, top1=y)
-        for m, x, y in (("limpq", 1.0, 70.0), ("limpq", 2.0, 72.0), ("uniform", 1.1, 69.0),
-                        ("limpq", 1.5, 60.0), ("new", 1.2, 65.0))
-    ]  # fmt: skip
-    return {
-        "bits": figures.bit_allocation(
-            {"one": _policy(2, 3), "two": _policy(4, 6)}, frozenset({"first", "last"})
-        ),
-        "indicators": figures.indicator_heat_map({"learned": _table(1.0), "initial": _table(0.5)}),
-        "accuracy": figures.accuracy_over_bitops(points, [0.5], 74.0),
-        "cost": figures.search_cost_bars(
-            {"limpq": {"indicators": 100.0, "solve": 0.06}, "uniform": {"indicators": 0.0}}, "s"
-        ),
-    }
+POINTS = (
+    _point("limpq", 1.0, 70.0), _point("limpq", 2.0, 72.0), _point("limpq", 1.5, 60.0),
+    _point("uniform", 1.1, 69.0), _point("uniform", 1.9, 70.5), _point("new", 1.2, 65.0),
+    _point("<script>", 1.3, 66.0, low=64.0, high=68.0),
+)  # fmt: skip
+PARTS = (
+    SearchPart(method="limpq", part="indicators", device_s=100.0, per_device=False, meters={}),
+    SearchPart(method="limpq", part="solve", device_s=0.06, per_device=True, meters={}),
+    SearchPart(method="metamix", part="meta-state", device_s=40.0, per_device=False, meters={}),
+    SearchPart(method="metamix", part="bit selection", device_s=10.0, per_device=True, meters={}),
+)
 
 
-@pytest.mark.parametrize("name", ["bits", "indicators", "accuracy", "cost"])
-def test_figures_are_the_same_bytes_every_time_and_sound_files(name: str, tmp_path: Path) -> None:
-    first, second = _saved(_every()[name], tmp_path), _saved(_every()[name], tmp_path)
-    assert first == second
-    assert ElementTree.fromstring(first[0]).tag.endswith("svg")
-    assert first[1].startswith(b"\x89PNG")
+def _accuracy() -> Drawing | None:
+    return accuracy_figure(
+        POINTS, stem="accuracy", what="BitOps", unit="1e9", infeasible=[0.5], full_precision=74.0
+    )
 
 
-@pytest.mark.parametrize("name", ["bits", "indicators", "accuracy", "cost"])
-def test_no_text_is_cut_by_the_edge(name: str) -> None:
-    figure = _every()[name]
-    figure.savefig(io.BytesIO(), format="png")
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    drawn = figure.get_tightbbox(canvas.get_renderer())
-    width, height = figure.get_size_inches()
-    assert drawn.x0 >= -0.01
-    assert drawn.y0 >= -0.01
-    assert drawn.x1 <= width + 0.01
-    assert drawn.y1 <= height + 0.01
+def _alphas() -> Drawing | None:
+    return alpha_map(
+        [
+            SolvedCell(alpha=a, limits=text, policy_id=p, top1=t, status=s, use=0.5)
+            for a, text, p, t, s in (
+                (1.0, "a=1", "p1", 70.0, "DONE"), (2.0, "a=1", "p1", 70.0, "DONE"),
+                (1.0, "a=2", "p2", None, "not trained"), (2.0, "a=2", None, None, "INFEASIBLE"),
+            )
+        ]
+    )  # fmt: skip
 
 
-def test_a_cut_text_would_be_noticed() -> None:
+EVERY: dict[str, Callable[[], Drawing | None]] = {
+    "accuracy": _accuracy,
+    "bits": lambda: bits_figure(
+        {"one": _policy(2, 3), "two <b>": _policy(4, 6)}, frozenset({"first", "last"})
+    ),
+    "indicators": lambda: indicator_figure({"learned": _table(1.0), "initial": _table(0.5)}),
+    "cost": lambda: search_cost_figure(
+        PARTS, "2 x cpu", [ReportedCost(method="HAWQ", device_s=7200.0, note="4 <GPUs>")]
+    ),
+    "amortised": lambda: amortised_figure(PARTS, "2 x cpu"),
+    "alphas": _alphas,
+}
+
+
+def _drawn(name: str) -> Drawing:
+    drawing = EVERY[name]()
+    assert drawing is not None
+    return drawing
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_figures_are_the_same_bytes_every_time_and_sound_files(name: str) -> None:
+    drawing = _drawn(name)
+    assert drawing == _drawn(name)
+    root = ElementTree.fromstring(drawing.standalone().split("\n", 1)[1])
+    assert root.tag == f"{SVG}svg"
+    assert "var(--" not in drawing.standalone()
+    table = list(csv.reader(io.StringIO(drawing.csv())))
+    assert tuple(table[0]) == drawing.columns
+    assert len(table) == len(drawing.rows) + 1 > 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_everything_stands_inside_the_picture(name: str) -> None:
+    root = ElementTree.fromstring(_drawn(name).svg)
+    assert _outside(root) == []
+
+
+def test_text_outside_the_picture_would_be_noticed() -> None:
     """Negative control of the test above."""
-    figure = _every()["cost"]
-    figure.savefig(io.BytesIO(), format="png")
-    figure.text(0.99, 0.5, "far too long to fit")
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    drawn = figure.get_tightbbox(canvas.get_renderer())
-    assert drawn.x1 > figure.get_size_inches()[0] + 0.01
+    root = ElementTree.fromstring(_drawn("cost").svg)
+    text = next(e for e in root.iter(f"{SVG}text"))
+    text.set("x", root.attrib["width"])
+    text.set("text-anchor", "start")
+    assert _outside(root)
 
 
-def test_bars_have_the_bits_of_the_policy_and_pinned_ones_are_hatched() -> None:
-    figure = _every()["bits"]
-    for axes, policy in zip(figure.axes, (_policy(2, 3), _policy(4, 6)), strict=True):
-        heights = [(bar.get_height(), bar.get_hatch()) for bar in axes.patches]
-        expected = []
-        for name, bits in policy.layers:
-            hatch = "////" if name in ("first", "last") else ""
-            expected += [(bits.weight_bits, hatch), (bits.act_bits, hatch)]
-        assert [(h, hatch or "") for h, hatch in heights] == expected
-        assert list(axes.get_title(loc="left")) != []
-    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == list(NAMES)
+def _outside(root: ElementTree.Element) -> list[str]:
+    """Texts and boxes that reach over the edge, by the width that characters have at most."""
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    found = []
+    for element in root.iter(f"{SVG}text"):
+        x, y, words = float(element.attrib["x"]), float(element.attrib["y"]), element.text or ""
+        length = 5.6 * len(words)
+        back = {"start": 0.0, "middle": 0.5, "end": 1.0}[element.attrib["text-anchor"]] * length
+        if "transform" in element.attrib:  # turned by -90 degrees
+            top, bottom = y - (length - back), y + back
+            if top < -2 or bottom > height + 2:
+                found.append(words)
+        elif x - back < -2 or x - back + length > width + 2 or not 0 < y <= height:
+            found.append(words)
+    found += [
+        str(element.attrib)
+        for element in root.iter(f"{SVG}rect")
+        if "x" in element.attrib
+        and not 0 <= float(element.attrib["x"]) <= width + 0.5 - float(element.attrib["width"])
+    ]
+    return found
 
 
-def test_the_heat_map_shows_the_values_on_one_logarithmic_scale() -> None:
-    figure = _every()["indicators"]
-    images = [child for axes in figure.axes for child in axes.get_children()
-              if isinstance(child, AxesImage)]  # fmt: skip
-    assert len(images) == 4
-    learned, initial = images[0], images[1]
-    assert isinstance(learned.norm, LogNorm)
-    assert learned.norm is initial.norm
-    array = learned.get_array()
-    assert array is not None
-    assert array[1][2] == pytest.approx(2 / 4)
-    assert math.isclose(float(array[1][2]) / 2, float(initial.get_array()[1][2]))  # type: ignore[index]
+@pytest.mark.parametrize("name", EVERY)
+def test_words_from_outside_stay_words(name: str) -> None:
+    svg = _drawn(name).svg
+    assert "<script>" not in svg
+    assert "<b>" not in svg
+    assert not re.search(r"(?:href|src)=", svg)
+
+
+def test_marks_stand_where_their_numbers_say() -> None:
+    root = ElementTree.fromstring(_drawn("accuracy").svg)
+    marks = {}
+    for circle in root.iter(f"{SVG}circle"):
+        title = circle.find(f"{SVG}title")
+        if title is not None and title.text:
+            marks[title.text] = (float(circle.attrib["cx"]), float(circle.attrib["cy"]))
+    low, high, middle = (marks[f"limpq <p>: {t} % at {c} 1e9"]
+                         for t, c in (("70.00", 1), ("72.00", 2), ("60.00", "1.5")))  # fmt: skip
+    assert low[0] < middle[0] < high[0]
+    assert middle[0] - low[0] == pytest.approx(high[0] - middle[0], abs=0.2)
+    # Up is better, and a tenth of the way is a tenth of the points.
+    assert (middle[1] - low[1]) / (low[1] - high[1]) == pytest.approx(10 / 2, rel=0.02)
 
 
 def test_the_front_skips_what_is_beaten_at_lower_cost() -> None:
-    figure = _every()["accuracy"]
-    (axes,) = figure.axes
-    lines = [line for line in axes.lines if line.get_linestyle() == "-"]
-    assert [list(line.get_xdata()) for line in lines] == [[1.0, 2.0]]
-    infeasible = next(line for line in axes.lines if line.get_label() == "infeasible limit")
-    assert list(infeasible.get_ydata()) == [axes.get_ylim()[0]]
+    own = sorted((p for p in POINTS if p.method == "limpq"), key=lambda p: p.cost)
+    assert [p.top1 for p in front(own)] == [70.0, 72.0]
 
 
-def test_small_costs_are_shown_in_millions() -> None:
-    points = [figures.AccuracyPoint(method="limpq", bitops_g=0.015, top1=90.0)]
-    (axes,) = figures.accuracy_over_bitops(points).axes
-    assert "1e6" in axes.get_xlabel()
-    assert list(axes.lines[0].get_xdata()) == [15.0]
+def test_limits_out_of_reach_and_reported_values_are_marked_and_counted_apart() -> None:
+    accuracy = _drawn("accuracy")
+    assert "no policy meets 0.5 1e9" in accuracy.svg
+    assert accuracy.rows[-1][-1] == "limit"
+    cost = _drawn("cost")
+    assert "url(#h-search-cost-grey)" in cost.svg
+    assert cost.rows[-1] == ("HAWQ", "reported", 7200.0, "4 <GPUs>", "reported")
+    assert "(reported)" in cost.svg
 
 
-def test_search_cost_is_logarithmic_and_shows_every_method() -> None:
-    (axes,) = _every()["cost"].axes
-    assert axes.get_xscale() == "log"
-    low, high = sorted(axes.get_ylim())
-    assert low <= -0.5
-    assert high >= 1.5
-    assert {t.get_text() for t in axes.texts} == {"100.00 s", "0.06 s", "0"}
+def test_bars_have_the_bits_of_the_policy_and_pinned_ones_are_hatched() -> None:
+    drawing = _drawn("bits")
+    assert drawing.rows[1] == ("one", _policy(2, 3).policy_id, "block.a", 2, 3, False)
+    assert drawing.rows[0][-1] is True
+    heights = [
+        float(h) for h in re.findall(r'height="([0-9.]+)" style="fill:var\(--blue', drawing.svg)
+    ]
+    # The first is the legend's; then two layers of 2 bits and two of 4.
+    assert heights == [12.0, 11.5, 11.5, 23.0, 23.0]
+    assert drawing.svg.count("url(#h-bits-blue)") == 4
+
+
+def test_the_heat_map_shows_equal_values_in_equal_colours_over_all_tables() -> None:
+    svg = _drawn("indicators").svg
+    # 2 / 4 of the learned table and twice that of the initial one, one layer further.
+    shades = dict(
+        re.findall(r'style="fill:(#[0-9a-f]{6})"><title>([^<]*)</title>', svg)[i][::-1]
+        for i in range(48)
+    )
+    first = shades["block.a, weights, 4 bit: 0.5 (learned)"]
+    assert first == shades["last, weights, 4 bit: 0.5 (initial)"]
+    assert len(set(shades.values())) > 8
+
+
+def test_equal_policies_have_equal_letters() -> None:
+    drawing = _drawn("alphas")
+    assert [row[2] for row in drawing.rows] == ["A", "A", "B", ""]
+    assert "alpha 2, a=2: INFEASIBLE" in drawing.svg
+
+
+def test_amortised_cost_is_what_is_paid_once_over_devices_and_what_is_paid_again() -> None:
+    rows = {(m, z): v for m, z, v in _drawn("amortised").rows}
+    assert rows["limpq", 1] == pytest.approx(100.06)
+    assert rows["limpq", 10_000] == pytest.approx(0.07)
+    assert rows["metamix", 100] == pytest.approx(10.4)
+
+
+def test_nothing_to_draw_is_none() -> None:
+    assert accuracy_figure((), stem="x", what="x", unit="x") is None
+    assert bits_figure({}, frozenset()) is None
+    assert indicator_figure({}) is None
+    assert search_cost_figure((), "s") is None
+    assert amortised_figure((), "s") is None
+    assert alpha_map(()) is None
+
+
+def test_scales_and_ticks() -> None:
+    linear = Scale(low=0.0, high=10.0, first_px=0.0, last_px=100.0)
+    assert [linear.at(v) for v in (0, 5, 10, 99)] == [0, 50, 100, 100]
+    assert linear.ticks(5) == [0, 2, 4, 6, 8, 10]
+    log = Scale(low=0.01, high=100.0, first_px=0.0, last_px=4.0, log=True)
+    assert [log.at(v) for v in (0.01, 1, 100, 0)] == [0, 2, 4, 0]
+    assert log.ticks() == [0.01, 0.1, 1, 10, 100]
+
+
+def test_methods_have_marks_of_their_own() -> None:
+    styles = method_styles([f"m{i}" for i in range(40)] + ["limpq", "uniform"])
+    assert len(set(styles.values())) == 42
+    assert next(iter(styles)) == "limpq"
+    assert styles["uniform"] == ("ink", "square")
+
+
+def test_legends_wrap() -> None:
+    assert legend_rows(["a" * 10] * 4, 200.0) == [[0, 1], [2, 3]]
+    assert legend_rows([], 10.0) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0"), (0.0123, "12.3 ms"), (4.567, "4.57 s"), (250.4, "250 s"), (7200.0, "2.0 h")],
+)
+def test_seconds_are_written_with_a_fitting_unit(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
 
 
 def test_a_very_deep_network_still_has_readable_labels() -> None:
@@ -166,5 +287,6 @@ def test_a_very_deep_network_still_has_readable_labels() -> None:
     )  # fmt: skip
     costs = CostTable(model="deep", input_shape=(3, 8, 8), layers=layers)
     bits = {n: LayerBits(weight_bits=3, act_bits=3) for n in names}
-    figure = figures.bit_allocation({"x": make_policy(costs, bits, "t")}, frozenset())
-    assert len(figure.axes[-1].get_xticks()) <= 60
+    drawing = bits_figure({"x": make_policy(costs, bits, "t")}, frozenset())
+    assert drawing is not None
+    assert drawing.svg.count("rotate(-90") <= 70

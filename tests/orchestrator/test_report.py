@@ -127,7 +127,7 @@ def test_the_report_holds_every_figure_of_the_table_and_what_was_not_run(tmp_pat
         "**DIVERGED**. loss is nan", "39.0 % is not training, evaluating or solving",
         "| Ray start and stop | 39.0 s | 39.0 % |", "bitops=1M: &lt;smallest&gt; is 7 M",
         "1 proposals were solved but not trained", "| command | mpq run x.yaml |", "net-1",
-        "data-1", "torch 2", "| bitops=2G | pol-1 | pol-1 |", "figures/accuracy.png",
+        "data-1", "torch 2", "| bitops=2G | pol-1 | pol-1 |", "figures/accuracy.svg",
     ):  # fmt: skip
         assert part in text, part
     assert "hunter2" not in text
