@@ -114,13 +114,19 @@ def search_cells(config: ExperimentConfig, limit_sets: tuple[LimitSet, ...]) -> 
 
 def _solved_controls(config: ExperimentConfig) -> list[str]:
     """Controls that the solver makes, as far as this run has what they are made from."""
-    from_indicators = ("reversed", "initial", "limpq")
+    from_indicators = ("reversed", "initial", "limpq", *limpq_transforms(config))
     return [
         control
         for control in config.controls
         if (control == "metamix_ilp" and config.method == "metamix")
         or (control in from_indicators and config.learns_indicators and control != config.method)
     ]
+
+
+def limpq_transforms(config: ExperimentConfig) -> dict[str, str]:
+    """Controls that read the learned indicators in another way: name -> transform."""
+    prefix = "limpq_"
+    return {c: c.removeprefix(prefix) for c in config.controls if c.startswith(prefix)}
 
 
 def trained_alphas(search: SearchConfig) -> tuple[float, ...]:

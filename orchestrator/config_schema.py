@@ -218,9 +218,30 @@ class TrackingConfig:
 
 
 Control = Literal[
-    "uniform", "uniform_all", "uniform_pact", "random", "reversed", "initial", "limpq",
-    "metamix_ilp",
+    "uniform", "uniform_all", "uniform_pact", "random", "reversed", "initial", "metamix_ilp",
+    "limpq", "limpq_raw", "limpq_relative", "limpq_log", "limpq_by_scale", "limpq_by_input",
+    "limpq_by_gradient", "limpq_by_elements", "limpq_by_macs",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportanceConfig:
+    """How learned indicators are read by the solver, for the rows ``limpq`` and ``reversed``.
+
+    Attributes:
+        transform: ``raw`` = the learned step sizes (paper and published code). All others are
+            ours: ``relative`` = over their mean over bit-widths; ``log`` = their logarithm;
+            ``by_scale`` = over the range of the widest candidate; ``by_input`` = over the spread
+            of the tensor that is quantized; ``by_gradient`` = times the loss's gradient by the
+            step; ``by_elements`` = times the tensor's elements; ``by_macs`` = times the layer's
+            MACs.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    transform: Literal[
+        "raw", "relative", "log", "by_scale", "by_input", "by_gradient", "by_elements", "by_macs"
+    ] = "raw"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,6 +262,7 @@ class ExperimentConfig:
         cluster: processes and resources.
         pretrain: training of the full-precision network; null when ``model.weights`` names one.
         indicators: LIMPQ's joint indicator training.
+        importance: how the solver reads the learned indicators.
         metamix: MetaMix's bit selection.
         sources: other ways to a policy within the limits that are trained, whatever the method.
         search: alphas, limits and the solver.
@@ -252,8 +274,10 @@ class ExperimentConfig:
             with PACT's quantizers), ``random`` policies, ``reversed`` importance (paper, Ours-R),
             ``initial`` indicators. Beside another method also ``limpq``
             (indicators learned on the same candidates; ``reversed`` and ``initial`` are made
-            where they are learned), and for MetaMix ``metamix_ilp`` (the solver over the
-            meta-state's activation step sizes).
+            where they are learned), ``limpq_relative`` and the like (the same indicators read
+            by another transform of section ``importance``, at the first alpha that is trained),
+            and for MetaMix ``metamix_ilp`` (the solver over the meta-state's activation step
+            sizes).
         random_draws: how many policies the control ``random`` draws; rows ``random``,
             ``random-2`` ... Ours.
         evidence: observations of the MetaMix paper to repeat beside the search.
@@ -279,6 +303,7 @@ class ExperimentConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     pretrain: PretrainConfig | None = field(default_factory=PretrainConfig)
     indicators: IndicatorConfig = field(default_factory=IndicatorConfig)
+    importance: ImportanceConfig = field(default_factory=ImportanceConfig)
     metamix: MetaMixConfig = field(default_factory=MetaMixConfig)
     sources: SourcesConfig = field(default_factory=SourcesConfig)
     search: SearchConfig = field(default_factory=SearchConfig)

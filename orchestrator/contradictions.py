@@ -183,6 +183,11 @@ def _about_controls(config: ExperimentConfig, body: Mapping[str, Any]) -> list[C
         what = f"{from_indicators} with method {config.method!r}, which learns no indicators"
         allowed = "uniform, random, or limpq beside them"
         found.append(Contradiction(path, what, allowed, beside=(("method",),)))
+    again = f"limpq_{config.importance.transform}"
+    if again in config.controls:
+        what = f"{again} beside importance.transform {config.importance.transform!r}"
+        allowed = "another transform: this one is the row limpq already"
+        found.append(Contradiction(path, what, allowed, beside=(("importance", "transform"),)))
     if "metamix_ilp" in config.controls and config.method != "metamix":
         what = f"metamix_ilp with method {config.method!r}, which has no meta-state"
         found.append(Contradiction(path, what, "method metamix", beside=(("method",),)))

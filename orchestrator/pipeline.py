@@ -10,10 +10,11 @@ order, and whatever happens ends in the journal.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator import events
 from orchestrator.attempts import attempt
-from orchestrator.cells import trained_limits
+from orchestrator.cells import limpq_transforms, trained_limits
 from orchestrator.cluster import OnDemandCluster
 from orchestrator.config import LoadedConfig
 from orchestrator.drift import refuse_drift
@@ -102,7 +103,7 @@ def _training(session: Session, plan: Plan, costs: RunRecord, cluster: OnDemandC
             session, plan.step("indicators"), spec, cluster, phase="indicators", method="limpq"
         )
         providers["indicators"] = indicators
-        tables["limpq"] = _table(session, indicators, "importance")
+        tables |= _limpq_tables(session, indicators)
         # Statistics of one batch: what learning them cost is not what they cost.
         tables["initial"] = ImportanceFile(path=output_path(session, indicators, "initial"))
     if config.method == "metamix":
@@ -143,6 +144,17 @@ def _block_the_rest(session: Session, plan: Plan, error: StepFailedError) -> Non
                 wall_s=0.0,
             )
             session.keep(session.stamped(record))
+
+
+def _limpq_tables(session: Session, indicators: RunRecord) -> dict[str, ImportanceFile]:
+    """The learned indicators as the configuration reads them, and as its controls do."""
+    config = session.config
+    ways = {"limpq": config.importance.transform, **limpq_transforms(config)}
+    learned = replace(
+        _table(session, indicators, "importance"),
+        statistics=output_path(session, indicators, "statistics"),
+    )
+    return {name: replace(learned, transform=way) for name, way in ways.items()}
 
 
 def _table(session: Session, record: RunRecord, role: str) -> ImportanceFile:

@@ -32,7 +32,7 @@ from trainers.sources import SOURCES
 STEP_VERSIONS = {
     "costs": 1,
     "pretrain": 1,
-    "limpq.indicators": 2,
+    "limpq.indicators": 3,
     "metamix.meta": 1,
     "metamix.bit_selection": 1,
     "metamix.drift": 1,
@@ -181,7 +181,7 @@ def _training_steps(
         {
             "search": asdict(config.search), "bits": asdict(config.bits), "method": config.method,
             "accounting": config.accounting, "controls": config.controls, "seed": config.seed,
-            "random_draws": config.random_draws,
+            "random_draws": config.random_draws, "importance": asdict(config.importance),
         },
         f"solve {num_cells} cells ({len(config.search.alphas)} alphas x {len(limit_sets)} limit "
         "sets, and comparisons) and make the controls"

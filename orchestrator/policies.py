@@ -70,7 +70,7 @@ def solved_candidates(
     rows: Mapping[str, ResultRow],
     policies: Mapping[str, Policy],
     search: Mapping[str, Mapping[str, float]],
-    steps: Mapping[str, Sequence[str]],
+    facts: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Candidate, ...]:
     """One candidate per solved cell, in the order of the cells.
 
@@ -79,7 +79,7 @@ def solved_candidates(
         rows: the answers by cell name.
         policies: by policy id.
         search: cost of the phases behind each method, by the common metric keys.
-        steps: names of those phases' steps.
+        facts: what a row of each method says besides, the steps of those phases among it.
     """
     return tuple(
         Candidate(
@@ -89,7 +89,7 @@ def solved_candidates(
             policy=policies.get(rows[cell.name].policy_id),
             solved=rows[cell.name],
             search=search.get(cell.method, {}),
-            facts={"search_steps": list(steps.get(cell.method, ()))},
+            facts=facts.get(cell.method, {}),
             reason=rows[cell.name].reason,
         )
         for cell in cells

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from orchestrator.cluster import OnDemandCluster
 from orchestrator.made_controls import made_controls
@@ -21,7 +22,10 @@ from orchestrator.session import Session
 from orchestrator.solve_tasks import SweepTables, solve_cells
 from orchestrator.sweep import SweepOutcome, cell_chunks, run_sweep
 from solvers.controls import reversed_importance
+from solvers.layer_statistics import load_statistics
 from solvers.storage import ResultRow, load_importance, load_policy, load_results, save_policy
+from solvers.tables import CostTable, ImportanceTable
+from solvers.transforms import transform
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +36,23 @@ class ImportanceFile:
         path: the table's file.
         search: what learning it cost, by the common metric keys.
         steps: the steps that this was spent in.
+        transform: how its values are read before they are solved.
+        statistics: file that some transforms need.
     """
 
     path: Path
     search: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
+    transform: str = "raw"
+    statistics: Path | None = None
+
+    def read(self, costs: CostTable) -> ImportanceTable:
+        """The table as the solver is given it."""
+        found = load_importance(self.path)
+        if self.transform == "raw":
+            return found
+        known = load_statistics(self.statistics) if self.statistics else ()
+        return transform(found, costs, self.transform, known)
 
 
 def sweep_step(
@@ -125,7 +141,7 @@ def _solve(
     tables: Mapping[str, ImportanceFile],
     cluster: OnDemandCluster,
 ) -> SweepOutcome | None:
-    importance = {method: load_importance(table.path) for method, table in tables.items()}
+    importance = {method: table.read(plan.costs) for method, table in tables.items()}
     if "limpq" in importance:
         importance["reversed"] = reversed_importance(importance["limpq"])
     cells = [cell for cell in plan.cells if cell.method in importance]
@@ -167,9 +183,15 @@ def _candidates(
     if "limpq" in by_method:
         by_method["reversed"] = by_method["limpq"]
     search = {method: table.search for method, table in by_method.items()}
-    steps = {method: table.steps for method, table in by_method.items()}
-    solved = solved_candidates(plan.cells, rows, policies, search, steps)
+    facts = {method: _behind(table) for method, table in by_method.items()}
+    solved = solved_candidates(plan.cells, rows, policies, search, facts)
     return (*solved, *made_controls(session.config, plan))
+
+
+def _behind(table: ImportanceFile) -> dict[str, Any]:
+    """What a row says about its importance."""
+    told = {} if table.transform == "raw" else {"transform": table.transform}
+    return {"search_steps": list(table.steps), **told}
 
 
 def _facts(
