@@ -84,8 +84,9 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     network = quantize(model, data, spec.choices, config, spec, context, pins=spec.pins)
     plan = make_plan(data.train, data, config, spec, context)
     meter = Meter(context.device)
-    # The mixture reads every width in its first pass: none may start from another's output.
-    start_steps(network, plan, config, context, meter)
+    if not any((context.step_dir / "checkpoints").glob("step-*")):
+        # The mixture reads every width in its first pass: all must have started before it.
+        start_steps(network, plan, config, context, meter)
     architecture = Architecture(units_of(costs, spec.choices), config.alpha_init)
     architecture.to(context.device)
     unit = unit_of_cost(costs, target)
