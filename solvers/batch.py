@@ -196,39 +196,26 @@ def _from_front(
     least = front.reach[0]
     for (i, ceilings), at in zip(members, which.tolist(), strict=True):
         question, point = questions[i], int(distinct[at])
-        blank = ResultRow(
+        policy_id, bits_of_layers, use = answers.get(point, ("", (), 0))
+        if use > ceilings[0].bound:
+            raise SolverFailedError(f"front: {question.label}: uses {use} of {ceilings[0].bound}")
+        objective = float(front.objective[point]) if policy_id else None
+        row = ResultRow(
             label=question.label,
             alpha=question.alpha,
             limits=" ".join(limit.text for limit in question.limits),
-            status=SolveStatus.INFEASIBLE,
-            policy_id="",
-            objective=None,
-            bound=None,
-            uses=(),
+            status=SolveStatus.PROVEN_OPTIMAL if policy_id else SolveStatus.INFEASIBLE,
+            policy_id=policy_id,
+            objective=objective,
+            bound=objective,
+            uses=(use,) if policy_id else (),
             solver="front",
             wall_s=share_s,
             cpu_s=share_s,
-            bits=(),
+            bits=bits_of_layers,
+            reason="" if policy_id else _too_small(ceilings[0], least),
         )
-        if point < 0:
-            yield i, replace(blank, reason=_too_small(ceilings[0], least))
-            continue
-        policy_id, bits_of_layers, use = answers[point]
-        if use > ceilings[0].bound:
-            raise SolverFailedError(f"front: {question.label}: uses {use} of {ceilings[0].bound}")
-        objective = float(front.objective[point])
-        yield (
-            i,
-            replace(
-                blank,
-                status=SolveStatus.PROVEN_OPTIMAL,
-                policy_id=policy_id,
-                objective=objective,
-                bound=objective,
-                uses=(use,),
-                bits=bits_of_layers,
-            ),
-        )
+        yield i, row
 
 
 def _solved(

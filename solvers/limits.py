@@ -32,6 +32,7 @@ LimitKind = Literal[
     "bitops", "bitops_level", "mean_weight_bits", "mean_act_bits", "weight_bytes",
     "compression_rate", "peak_activation_bytes", "latency_us",
 ]  # fmt: skip
+_KINDS: tuple[str, ...] = get_args(LimitKind)
 # What is added up or, for the peak, maximised: the integer behind each kind.
 Resource = Literal[
     "bitops", "weight_bits_sum", "act_bits_sum", "size_bits", "peak_bits", "latency_ps"
@@ -74,8 +75,8 @@ class Limit:
     latency: LatencyTable | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(LimitKind):
-            raise LimitError(f"limit {self.kind!r}: unknown; use {', '.join(get_args(LimitKind))}")
+        if self.kind not in _KINDS:
+            raise LimitError(f"limit {self.kind!r}: unknown; use {', '.join(_KINDS)}")
         amounts = [self.limit] if self.act_level is None else [self.limit, self.act_level]
         for amount in amounts:
             if isinstance(amount, bool) or not isinstance(amount, (int, Fraction)) or amount <= 0:
@@ -158,8 +159,8 @@ def limit_from(kind: str, amount: object, latency: LatencyTable | None = None) -
     """
     if kind == "weight_mib":
         return limit_from("weight_bytes", f"{amount}MiB")
-    if kind not in get_args(LimitKind):
-        raise LimitError(f"limit {kind!r}: unknown; use one of {', '.join(get_args(LimitKind))}")
+    if kind not in _KINDS:
+        raise LimitError(f"limit {kind!r}: unknown; use one of {', '.join(_KINDS)}")
     if isinstance(amount, bool) or not isinstance(amount, (int, float, str)):
         raise LimitError(f"limit {kind}: the amount is {amount!r}; give a number, e.g. 23.07G")
     text, _, patterns = str(amount).partition("@")
@@ -263,7 +264,7 @@ def _level_bitops(costs: CostTable, product: Fraction | int, accounting: Account
     return pinned + math.floor(searched * product)
 
 
-def _quantity(kind: str, text: str, units: dict[str, int]) -> Fraction:
+def _quantity(kind: str, text: str, units: dict[str, int]) -> Fraction | int:
     found = _QUANTITY.fullmatch(text)
     if found is None:
         raise LimitError(f"limit {kind}: {text.strip()!r} is not a number with a unit, e.g. 23.07G")
@@ -271,14 +272,14 @@ def _quantity(kind: str, text: str, units: dict[str, int]) -> Fraction:
     if unit not in units:
         known = ", ".join(repr(u) for u in units if u) or "none"
         raise LimitError(f"limit {kind}: unit {unit!r} is unknown; units are {known}")
-    amount = Fraction(number) * units[unit]
+    # Plain integers stay such: fractions take ten times as long, and device files are long.
+    amount = (int(number) if number.isdecimal() else Fraction(number)) * units[unit]
     if amount <= 0:
         raise LimitError(f"limit {kind}: the amount is {text.strip()}; it must be above 0")
     return amount
 
 
 def _plain(amount: Fraction | int) -> str:
-    amount = Fraction(amount)
     if amount.denominator == 1:
         return str(amount.numerator)
     # 17 digits give every double back; amounts that people write have far fewer.

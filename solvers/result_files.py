@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from solvers.certificate import SolveStatus
+from solvers.columns import lists, numbers, texts
 from solvers.decode import Fields
 from solvers.errors import FormatError
 from solvers.parquet import read_table, write_table
@@ -75,26 +76,29 @@ class Results:
 def save_results(path: Path | str, results: Results) -> None:
     """Write ``results/1``, atomically."""
     rows = results.rows
+    # Devices that end at one policy share its tuple of bits: each is spelt out once.
+    widths: dict[int, tuple[list[int], list[int]]] = {}
+    for row in rows:
+        if id(row.bits) not in widths:
+            weight_bits = [b.weight_bits for b in row.bits]
+            widths[id(row.bits)] = (weight_bits, [b.act_bits for b in row.bits])
     columns: dict[str, Any] = {
-        "label": pa.array([r.label for r in rows], pa.string()),
-        "alpha": pa.array([r.alpha for r in rows], pa.float64()),
-        "limits": pa.array([r.limits for r in rows], pa.string()),
-        "status": pa.array([r.status.value for r in rows], pa.string()),
-        "policy_id": pa.array([r.policy_id for r in rows], pa.string()),
-        "objective": pa.array([r.objective for r in rows], pa.float64()),
-        "bound": pa.array([r.bound for r in rows], pa.float64()),
-        "uses": pa.array([list(r.uses) for r in rows], pa.list_(pa.int64())),
-        "solver": pa.array([r.solver for r in rows], pa.string()),
-        "wall_s": pa.array([r.wall_s for r in rows], pa.float64()),
-        "cpu_s": pa.array([r.cpu_s for r in rows], pa.float64()),
-        "weight_bits": pa.array([[b.weight_bits for b in r.bits] for r in rows], _BITS),
-        "act_bits": pa.array([[b.act_bits for b in r.bits] for r in rows], _BITS),
-        "reason": pa.array([r.reason for r in rows], pa.string()),
+        "label": texts([r.label for r in rows]),
+        "alpha": numbers([r.alpha for r in rows], pa.float64()),
+        "limits": texts([r.limits for r in rows]),
+        "status": texts([r.status.value for r in rows]),
+        "policy_id": texts([r.policy_id for r in rows]),
+        "objective": numbers([r.objective for r in rows], pa.float64()),
+        "bound": numbers([r.bound for r in rows], pa.float64()),
+        "uses": lists([r.uses for r in rows], pa.int64()),
+        "solver": texts([r.solver for r in rows]),
+        "wall_s": numbers([r.wall_s for r in rows], pa.float64()),
+        "cpu_s": numbers([r.cpu_s for r in rows], pa.float64()),
+        "weight_bits": lists([widths[id(r.bits)][0] for r in rows], pa.int8()),
+        "act_bits": lists([widths[id(r.bits)][1] for r in rows], pa.int8()),
+        "reason": texts([r.reason for r in rows]),
     }
     write_table(path, RESULTS_SCHEMA, results_facts(results), columns)
-
-
-_BITS = pa.list_(pa.int8())
 
 
 def results_facts(results: Results) -> dict[str, Any]:

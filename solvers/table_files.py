@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from solvers.columns import numbers, texts
 from solvers.decode import Fields
 from solvers.errors import FormatError, TableError
 from solvers.parquet import read_table, write_table
@@ -37,14 +38,16 @@ def save_costs(path: Path | str, costs: CostTable) -> None:
     """Write a cost table as ``costs/1``."""
     rows = costs.layers
     columns: dict[str, Any] = {
-        "name": pa.array([s.name for s in rows], pa.string()),
-        "kind": pa.array([s.kind for s in rows], pa.string()),
+        "name": texts([s.name for s in rows]),
+        "kind": texts([s.kind for s in rows]),
     }
-    columns |= {c: pa.array([getattr(s, c) for s in rows], pa.int64()) for c in _COUNTS}
+    columns |= {c: numbers([getattr(s, c) for s in rows], pa.int64()) for c in _COUNTS}
     pins = [s.pinned for s in rows]
-    columns["pinned_weight_bits"] = pa.array([p and p.weight_bits for p in pins], pa.int64())
-    columns["pinned_act_bits"] = pa.array([p and p.act_bits for p in pins], pa.int64())
-    columns["group"] = pa.array([s.group for s in rows], pa.string())
+    columns["pinned_weight_bits"] = numbers(
+        [p.weight_bits if p else None for p in pins], pa.int64()
+    )
+    columns["pinned_act_bits"] = numbers([p.act_bits if p else None for p in pins], pa.int64())
+    columns["group"] = texts([s.group for s in rows])
     facts = {
         "model": costs.model,
         "input_shape": list(costs.input_shape),
@@ -145,10 +148,10 @@ def save_importance(path: Path | str, table: ImportanceTable) -> None:
     """Write an importance table as ``importance/1``."""
     facts = {f.name: getattr(table, f.name) for f in fields(ImportanceTable) if f.name != "rows"}
     columns = {
-        "layer": pa.array([r.layer for r in table.rows], pa.string()),
-        "tensor": pa.array([r.tensor for r in table.rows], pa.string()),
-        "bits": pa.array([r.bits for r in table.rows], pa.int64()),
-        "value": pa.array([r.value for r in table.rows], pa.float64()),
+        "layer": texts([r.layer for r in table.rows]),
+        "tensor": texts([r.tensor for r in table.rows]),
+        "bits": numbers([r.bits for r in table.rows], pa.int64()),
+        "value": numbers([r.value for r in table.rows], pa.float64()),
     }
     write_table(path, IMPORTANCE_SCHEMA, facts, columns)
 
