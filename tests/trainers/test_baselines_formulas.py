@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from solvers.tables import BitChoices
 from trainers.baselines.calibration import Calibration
 from trainers.baselines.config import CalibrationConfig, HawqConfig
+from trainers.baselines.curvature import _block_products, top_eigenvalues, trace_probe
 from trainers.baselines.errors import energies, squared_errors
 from trainers.baselines.fisher import fisher_errors
 from trainers.baselines.hawq_v2 import average_traces, largest_relative_error
