@@ -34,6 +34,7 @@ VERBS: Mapping[str, str] = {
     "solve": "Assign bits from tables on disk; no torch, no Ray.",
     "sweep": "Solve many alphas and limits from saved indicators.",
     "explain": "Say why layers got their bits.",
+    "data": "Prepare images: pack an image folder into Parquet shards.",
     "doctor": "Check versions, names, disk and security settings.",
 }
 

@@ -15,6 +15,7 @@ from orchestrator.errors import DriftError
 from orchestrator.store import RunStore
 from orchestrator.yaml_source import read_yaml
 from solvers.atomic import write_atomically
+from trainers.phases import EXECUTION_OPTIONS
 
 # Sections that say how and where, not what.
 FREE = ("cluster", "tracking", "runs_dir", "reports")
@@ -47,4 +48,9 @@ def differences(store: RunStore, config: ExperimentConfig) -> tuple[str, ...]:
 
 
 def _fixed(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in tree.items() if key not in FREE}
+    fixed = {key: value for key, value in tree.items() if key not in FREE}
+    data = fixed.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("options"), Mapping):
+        options = {k: v for k, v in data["options"].items() if k not in EXECUTION_OPTIONS}
+        fixed["data"] = {**data, "options": options}
+    return fixed

@@ -22,10 +22,11 @@ from orchestrator.cells import (
     trained_alphas,
     trained_limits,
 )
-from orchestrator.config_schema import ExperimentConfig
+from orchestrator.config_schema import DataConfig, ExperimentConfig
 from orchestrator.evidence import evidence_parts
 from orchestrator.source_parts import SourcePart, source_parts
 from solvers.tables import BitChoices, CostTable
+from trainers.phases import EXECUTION_OPTIONS
 from trainers.sources import SOURCES
 
 # Raised when a step would compute something else from the same configuration.
@@ -117,7 +118,7 @@ def make_plan(config: ExperimentConfig, costs: CostTable, data_fingerprint: str)
     common = {
         "seed": config.seed,
         "model": asdict(config.model),
-        "data": asdict(config.data),
+        "data": _deciding(config.data),
         "data_fingerprint": data_fingerprint,
         "pins": [asdict(pin) for pin in config.pins],
     }
@@ -137,6 +138,12 @@ def make_plan(config: ExperimentConfig, costs: CostTable, data_fingerprint: str)
         limit_sets=limit_sets,
         cells=search_cells(config, limit_sets),
     )
+
+
+def _deciding(data: DataConfig) -> dict[str, Any]:
+    """What of section ``data`` decides results: not how many threads decode images."""
+    options = {k: v for k, v in data.options.items() if k not in EXECUTION_OPTIONS}
+    return {**asdict(data), "options": options}
 
 
 def _training_steps(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainers.data.augment import Augmentation, AugmentSpec
-from trainers.data.images import ImageSet
+from trainers.data.images import ImageSet, Request
 from trainers.errors import DataError
 from trainers.seeds import generator
 
@@ -32,6 +32,7 @@ class BatchPlan:
         augment: changes drawn for every training image; None for none.
         seed: the run's seed.
         stream: name of the random stream, so two phases of a run shuffle differently.
+        pinned: batches in page-locked memory, for a GPU.
     """
 
     images: ImageSet
@@ -41,6 +42,7 @@ class BatchPlan:
     augment: AugmentSpec | None = None
     rank: int = 0
     world_size: int = 1
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size % self.world_size:
@@ -61,6 +63,9 @@ class BatchPlan:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This rank's part of global batches ``first``, ``first + 1``, ... of ``epoch``."""
+        return self.images.batches(self._requests(epoch, first), pinned=self.pinned)
+
+    def _requests(self, epoch: int, first: int) -> Iterator[Request]:
         order = torch.randperm(
             len(self.images), generator=generator(self.seed, self.stream, "order", epoch)
         )
@@ -73,16 +78,23 @@ class BatchPlan:
                 rng = generator(self.seed, self.stream, "augment", epoch, k)
                 drawn = Augmentation.draw(self.augment, self.batch_size, rng)
                 augmentation = drawn.part(mine.start, mine.stop)
-            yield self.images.batch(indices, augmentation)
+            yield Request(indices=indices, augmentation=augmentation, replace_broken=True)
 
 
 def evaluation_batches(
-    images: ImageSet, batch_size: int, rank: int = 0, world_size: int = 1
+    images: ImageSet,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    pinned: bool = False,
 ) -> Iterator[Batch]:
     """Every image once, unchanged, in order; rank r takes images r, r + W, r + 2W, ..."""
     mine = torch.arange(len(images))[rank::world_size]  # nothing for ranks beyond the images
-    for start in range(0, len(mine), batch_size):
-        yield images.batch(mine[start : start + batch_size], None)
+    parts = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
+    for batch in images.batches((Request(indices=part) for part in parts), pinned=pinned):
+        if len(batch[1]):  # every image of a batch may have been broken and skipped
+            yield batch
 
 
 def balanced_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:

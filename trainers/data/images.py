@@ -1,20 +1,23 @@
 """What a set of labelled images is to a phase: something that yields whole batches by index.
 
-``ImageSet.batch(indices, augmentation)`` is the only way to pixels. The augmentation of an image
-is drawn from (seed, epoch, position in the global batch), never from a worker's own stream, so a
-batch is the same on one rank or eight, first run or resumed.
+``ImageSet.batch(indices, augmentation)`` gives one batch and ``batches`` many, where a set may work
+ahead; there is no other way to pixels. The augmentation of an image is drawn from (seed, epoch,
+position in the global batch), never from a worker's own stream, so a batch is the same on one
+rank or eight, with any number of decoding threads, first run or resumed.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trainers.data.augment import Augmentation, AugmentSpec
+from trainers.data.bad_samples import BadSamples
 from trainers.errors import DataError
 
 
@@ -30,6 +33,22 @@ class Normalisation:
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
         return (pixels_BCHW.float() / 255.0 - mean) / std
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One batch to be made.
+
+    Attributes:
+        indices: int64 [B] into the set.
+        augmentation: draws for these B images, None for evaluation.
+        replace_broken: put another image where one cannot be decoded (and may be skipped), so
+            that the batch keeps its size; false leaves it out.
+    """
+
+    indices: Tensor
+    augmentation: Augmentation | None = None
+    replace_broken: bool = False
 
 
 class ImageSet(ABC):
@@ -54,6 +73,19 @@ class ImageSet(ABC):
             indices: int64 [B] into this set.
             augmentation: draws for these B images, None for evaluation.
         """
+
+    def batches(
+        self, requests: Iterable[Request], *, pinned: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One batch for each request, in order.
+
+        Args:
+            requests: taken as far ahead as the set wants to work.
+            pinned: give page-locked memory, which a GPU copies from without waiting.
+        """
+        for request in requests:
+            images, labels = self.batch(request.indices, request.augmentation)
+            yield (images.pin_memory(), labels.pin_memory()) if pinned else (images, labels)
 
     @abstractmethod
     def subset(self, indices: Tensor) -> ImageSet:
@@ -104,6 +136,7 @@ class ImageData:
         num_classes: number of labels.
         input_shape: (channels, height, width) of one image after preprocessing.
         augment: what training images go through.
+        bad: broken images met so far; None for sets that are checked when they are read.
     """
 
     train: ImageSet
@@ -112,6 +145,7 @@ class ImageData:
     num_classes: int
     input_shape: tuple[int, int, int]
     augment: AugmentSpec
+    bad: BadSamples | None = None
 
     @property
     def fingerprint(self) -> str:

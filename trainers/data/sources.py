@@ -1,8 +1,8 @@
 """Which data sets are there, and how is each split?
 
-A source is a function ``(DataSpec, seed) -> ImageData``. Sets without a test split of their own
-(digits) are split here, class-balanced and by the run's seed; ``holdout`` takes a share of the
-*training* images for choices, so that nothing is ever chosen on the test images.
+A source is a function ``(DataSpec, seed) -> ImageData``. Small sets are decoded whole into memory;
+``imagefolder`` and ``imagenet_parquet`` (``large_sets.py``) image by image, when its turn comes. A
+set without a test split of its own (digits) is split here, class-balanced.
 """
 
 from __future__ import annotations
@@ -10,20 +10,28 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from trainers.data.augment import AugmentSpec
 from trainers.data.batches import balanced_fraction
-from trainers.data.images import ImageData, ImageSet, InMemoryImages, Normalisation
+from trainers.data.images import ImageData, InMemoryImages, Normalisation
+from trainers.data.options import (
+    AUGMENT,
+    normalisation_of,
+    refuse_options,
+    refuse_skipping,
+    root_of,
+    small_augment,
+)
+from trainers.data.splits import at_most, complement, split
 from trainers.errors import DataError
 from trainers.phases import DataSpec
-from trainers.seeds import derive, generator
+from trainers.seeds import derive
 
-AUGMENT = ("pad", "flip")
+# Sets that are decoded image by image; the others are in memory.
+ON_DEMAND = ("imagefolder", "imagenet_parquet")
 
 
 def data_names() -> tuple[str, ...]:
@@ -42,26 +50,9 @@ def load_data(spec: DataSpec, seed: int) -> ImageData:
         DataError: unknown name, unreadable file, an empty split, an unknown option.
     """
     _check_name(spec.name)
-    return _at_most(spec.max_images, _SOURCES[spec.name](spec, seed), seed)
-
-
-def _at_most(most: int | None, data: ImageData, seed: int) -> ImageData:
-    """No more than ``most`` images of each split: a rehearsal wants a handful of any set."""
-    if most is None:
-        return data
-
-    def some(images: ImageSet, name: str) -> ImageSet:
-        if len(images) <= most:
-            return images
-        rng = generator(seed, "max-images", name)
-        return images.subset(torch.randperm(len(images), generator=rng)[:most].sort().values)
-
-    return replace(
-        data,
-        train=some(data.train, "train"),
-        test=some(data.test, "test"),
-        holdout=None if data.holdout is None else some(data.holdout, "holdout"),
-    )
+    if spec.name not in ON_DEMAND:
+        refuse_skipping(spec)
+    return at_most(spec.max_images, _SOURCES[spec.name](spec, seed), seed)
 
 
 def _check_name(name: str) -> None:
@@ -71,42 +62,13 @@ def _check_name(name: str) -> None:
         raise DataError(f"unknown data set {name!r}{hint} (there are: {', '.join(_SOURCES)})")
 
 
-def split(
-    train: ImageSet,
-    test: ImageSet,
-    *,
-    holdout: float,
-    seed: int,
-    num_classes: int,
-    input_shape: tuple[int, int, int],
-    augment: AugmentSpec,
-) -> ImageData:
-    """Set aside ``holdout`` of the training images, and refuse a split that is empty."""
-    held: ImageSet | None = None
-    if holdout > 0:
-        chosen = balanced_fraction(train.labels, holdout, derive(seed, "holdout"))
-        rest = _complement(len(train), chosen)
-        train, held = train.subset(rest), train.subset(chosen)
-    for name, part in (("train", train), ("test", test)):
-        if len(part) == 0:
-            raise DataError(f"the {name} split is empty; check the path and the holdout share")
-    return ImageData(
-        train=train,
-        test=test,
-        holdout=held,
-        num_classes=num_classes,
-        input_shape=input_shape,
-        augment=augment,
-    )
-
-
 def _digits(spec: DataSpec, seed: int) -> ImageData:
     """Scikit-learn's handwritten digits: 1,797 images 8x8, 10 classes, no download.
 
     A quarter of each class is the test split (fixed, not by the run's seed, so that accuracies of
     different seeds are on the same images).
     """
-    _refuse_options(spec, AUGMENT)
+    refuse_options(spec, AUGMENT)
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -116,13 +78,13 @@ def _digits(spec: DataSpec, seed: int) -> ImageData:
     test_at = balanced_fraction(labels, 0.25, derive(0, "digits-test"))
     everything = InMemoryImages(pixels, labels, Normalisation(mean=(0.305,), std=(0.376,)))
     return split(
-        everything.subset(_complement(len(labels), test_at)),
+        everything.subset(complement(len(labels), test_at)),
         everything.subset(test_at),
         holdout=spec.holdout,
         seed=seed,
         num_classes=10,
         input_shape=(1, 8, 8),
-        augment=_augment(spec, AugmentSpec(pad=1)),
+        augment=small_augment(spec, AugmentSpec(pad=1)),
     )
 
 
@@ -130,9 +92,9 @@ def _parquet(spec: DataSpec, seed: int) -> ImageData:
     """Parquet files with encoded images and labels; see ``parquet.py``."""
     from trainers.data.parquet import read_images
 
-    _refuse_options(spec, (*AUGMENT, "mean", "std"))
-    root = _root(spec)
-    normalisation = _normalisation(spec)
+    refuse_options(spec, (*AUGMENT, "mean", "std"))
+    root = root_of(spec)
+    normalisation = normalisation_of(spec)
     train = read_images(root, "train", normalisation)
     test = read_images(root, "test", normalisation)
     return _in_memory_split(spec, seed, train, test)
@@ -142,9 +104,9 @@ def _torchvision(spec: DataSpec, seed: int) -> ImageData:
     """A torchvision data set by name (``options.dataset: CIFAR10``), downloaded on demand."""
     from trainers.data.torchvision_sets import read_images
 
-    _refuse_options(spec, (*AUGMENT, "dataset", "mean", "std", "download"))
-    normalisation = _normalisation(spec)
-    train, test = read_images(_root(spec), spec.options, normalisation)
+    refuse_options(spec, (*AUGMENT, "dataset", "mean", "std", "download"))
+    normalisation = normalisation_of(spec)
+    train, test = read_images(root_of(spec), spec.options, normalisation)
     return _in_memory_split(spec, seed, train, test)
 
 
@@ -159,53 +121,28 @@ def _in_memory_split(
         seed=seed,
         num_classes=int(max(train.labels.max(), test.labels.max())) + 1,
         input_shape=(shape[0], shape[1], shape[2]),
-        augment=_augment(spec, AugmentSpec()),
+        augment=small_augment(spec, AugmentSpec()),
     )
 
 
-def _augment(spec: DataSpec, default: AugmentSpec) -> AugmentSpec:
-    """The training augmentation: ``options.pad`` and ``options.flip``, else the set's default."""
-    pad, flip = spec.options.get("pad", default.pad), spec.options.get("flip", default.flip)
-    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0 or not isinstance(flip, bool):
-        raise DataError(
-            f"data.options: pad is {pad!r} and flip is {flip!r}; pad is a whole number of pixels, "
-            "0 or more, and flip is true or false"
-        )
-    return AugmentSpec(pad=pad, flip=flip)
+def _image_folder(spec: DataSpec, seed: int) -> ImageData:
+    """Image files in class folders, decoded on demand; see ``large_sets.py``."""
+    from trainers.data.large_sets import image_folder
+
+    return image_folder(spec, seed)
 
 
-def _root(spec: DataSpec) -> str:
-    if spec.path is None:
-        raise DataError(f"data set {spec.name!r} needs data.path")
-    return spec.path
+def _image_shards(spec: DataSpec, seed: int) -> ImageData:
+    """Encoded images in Parquet shards, decoded on demand; see ``large_sets.py``."""
+    from trainers.data.large_sets import image_shards
 
-
-def _normalisation(spec: DataSpec) -> Normalisation:
-    """Mean and std of the configuration, else ImageNet's, as pretrained networks expect."""
-    mean = tuple(spec.options.get("mean", (0.485, 0.456, 0.406)))
-    std = tuple(spec.options.get("std", (0.229, 0.224, 0.225)))
-    if len(mean) != len(std) or any(s <= 0 for s in std):
-        raise DataError(f"data.options: mean {mean} and std {std} must be positive, one a channel")
-    return Normalisation(mean=mean, std=std)
-
-
-def _refuse_options(spec: DataSpec, allowed: tuple[str, ...]) -> None:
-    for option in spec.options:
-        if option not in allowed:
-            raise DataError(
-                f"data set {spec.name!r} has no option {option!r} "
-                f"(it has: {', '.join(allowed) or 'none'})"
-            )
-
-
-def _complement(size: int, indices: Tensor) -> Tensor:
-    keep = torch.ones(size, dtype=torch.bool)
-    keep[indices] = False
-    return keep.nonzero().flatten()
+    return image_shards(spec, seed)
 
 
 _SOURCES: dict[str, Callable[[DataSpec, int], ImageData]] = {
     "digits": _digits,
+    "imagefolder": _image_folder,
+    "imagenet_parquet": _image_shards,
     "parquet": _parquet,
     "torchvision": _torchvision,
 }
@@ -225,11 +162,16 @@ def source_fingerprint(spec: DataSpec) -> str:
     """A quick hash of what the specification points at, for telling whether a step is current.
 
     Files count by name, size and their first and last MiB: a changed file is noticed without
-    reading 150 GB. What a phase has really read is hashed whole, in its result.
+    reading 150 GB. Of an image folder only names and sizes count: an image is smaller than that,
+    so the whole set would be read. Sets in memory are hashed whole by the phase that reads them.
     """
     _check_name(spec.name)
     digest = hashlib.sha256(spec.name.encode())
-    if spec.path is not None:
+    if spec.path is not None and spec.name == "imagefolder":
+        from trainers.data.large_sets import folder_listing
+
+        digest.update("\n".join(folder_listing(spec.path)).encode(errors="surrogateescape"))
+    elif spec.path is not None:
         root = Path(spec.path)
         files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
         for path in files:
@@ -242,10 +184,16 @@ def source_fingerprint(spec: DataSpec) -> str:
     return digest.hexdigest()[:16]
 
 
+def _viewed_shape(spec: DataSpec) -> tuple[int, int, int]:
+    from trainers.data.large_sets import viewed_shape
+
+    return viewed_shape(spec)
+
+
 def _parquet_shape(spec: DataSpec) -> tuple[int, int, int]:
     from trainers.data.parquet import first_image_shape
 
-    return first_image_shape(_root(spec))
+    return first_image_shape(root_of(spec))
 
 
 def _torchvision_shape(spec: DataSpec) -> tuple[int, int, int]:
@@ -256,6 +204,8 @@ def _torchvision_shape(spec: DataSpec) -> tuple[int, int, int]:
 
 _SHAPES: dict[str, Callable[[DataSpec], tuple[int, int, int]]] = {
     "digits": lambda spec: (1, 8, 8),
+    "imagefolder": _viewed_shape,
+    "imagenet_parquet": _viewed_shape,
     "parquet": _parquet_shape,
     "torchvision": _torchvision_shape,
 }
