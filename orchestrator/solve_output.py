@@ -9,6 +9,7 @@ from orchestrator.errors import ExitCode
 from solvers.certificate import LimitUse, SolveStatus
 from solvers.infeasibility import Infeasibility
 from solvers.policy_file import certificate_record, policy_record
+from solvers.pool import Pool
 from solvers.result import SolveResult
 from solvers.result_files import Results
 
@@ -139,6 +140,55 @@ def results_lines(results: Results, out: str | None) -> list[str]:
     lines += [f"  {row.label}  {row.status.value}: {row.reason}" for row in failed[:_MOST_ROWS]]
     if len(failed) > _MOST_ROWS:
         lines.append(f"  ... {len(failed) - _MOST_ROWS} more without a policy")
+    if out is not None:
+        lines.append(f"wrote {out}")
+    return lines
+
+
+_POOL_ENDS = {
+    "complete": "no other policy is that near",
+    "full": "there may be more; raise --most",
+    "unproven": "the next one could not be proven in time",
+    "infeasible": "nothing fits",
+}
+
+
+def pool_exit_code(pool: Pool) -> ExitCode:
+    """0 if the pool holds all that was asked for."""
+    return ExitCode.DONE if pool.end in ("complete", "full") else ExitCode.INCOMPLETE
+
+
+def pool_record(
+    pool: Pool, results: Results, within_percent: float, out: str | None
+) -> dict[str, Any]:
+    """A pool as plain JSON-able values; the rows stand in it even where a file holds them."""
+    from dataclasses import asdict
+
+    return results_record(results, None) | {
+        "out": out,
+        "within_percent": within_percent,
+        "end": pool.end,
+        "infeasibility": pool.infeasibility and asdict(pool.infeasibility),
+    }
+
+
+def pool_lines(pool: Pool, results: Results, within_percent: float, out: str | None) -> list[str]:
+    """A pool in words: what each policy loses, and how many layers differ from the best one."""
+    lines = [
+        f"{len(results.rows)} policies within {within_percent:g} % of the optimum: "
+        f"{_POOL_ENDS[pool.end]}"
+    ]
+    for row in results.rows:
+        best = results.rows[0]
+        above = ((row.objective or 0.0) / (best.objective or 1.0) - 1) * 100
+        changed = sum(a != b for a, b in zip(row.bits, best.bits, strict=True))
+        uses = ", ".join(str(use) for use in row.uses)
+        lines.append(
+            f"  {row.label}  {row.policy_id}  {row.objective:.6f}  +{above:.4f} %  "
+            f"{changed} layers differ  uses {uses}"
+        )
+    if pool.infeasibility is not None:
+        lines += _infeasible_lines(pool.infeasibility)
     if out is not None:
         lines.append(f"wrote {out}")
     return lines

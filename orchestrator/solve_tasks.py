@@ -16,9 +16,9 @@ from orchestrator.config_schema import SearchConfig
 from solvers.accounting import accounting_named
 from solvers.batch import Question, Tables, answer
 from solvers.policy import Policy, make_policy
-from solvers.result import SolveRequest, SolveResult
+from solvers.result import SolveRequest
+from solvers.result_files import Results, merge_results, row_of
 from solvers.solve import solve
-from solvers.storage import ResultRow, Results, merge_results
 from solvers.tables import BitChoices, CostTable, ImportanceTable
 
 
@@ -70,7 +70,16 @@ def solve_cells(tables: SweepTables, cells: Sequence[Cell]) -> Solved:
             fingerprint=tables.costs.fingerprint,
             accounting=tables.accounting,
             layers=tables.costs.names,
-            rows=tuple(_row(cell, result) for cell, result in solved),
+            rows=tuple(
+                row_of(
+                    result,
+                    label=cell.name,
+                    alpha=cell.alpha,
+                    limits=cell.limit_set.limits,
+                    reason=cell.limit_set.problem or result.status.value,
+                )
+                for cell, result in solved
+            ),
         ),
         policies=tuple(policies.values()),
     )
@@ -135,23 +144,4 @@ def solve_on_cluster(body: Body, tables_ref: object, items: Sequence[Any], per_t
     return Solved(
         results=merge_results([batch.results for batch in solved]),
         policies=tuple({p.policy_id: p for batch in solved for p in batch.policies}.values()),
-    )
-
-
-def _row(cell: Cell, result: SolveResult) -> ResultRow:
-    policy = result.policy
-    return ResultRow(
-        label=cell.name,
-        alpha=cell.alpha,
-        limits=" ".join(limit.text for limit in cell.limit_set.limits),
-        status=result.status,
-        policy_id="" if policy is None else policy.policy_id,
-        objective=result.objective,
-        bound=result.bound,
-        uses=tuple(use.use for use in result.uses),
-        solver=result.solver,
-        wall_s=result.wall_s,
-        cpu_s=result.cpu_s,
-        bits=() if policy is None else tuple(bits for _, bits in policy.layers),
-        reason="" if policy is not None else cell.limit_set.problem or result.status.value,
     )

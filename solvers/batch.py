@@ -24,7 +24,7 @@ from solvers.policy import policy_id_of
 from solvers.problem import Problem, build_problem
 from solvers.reach import out_of_reach, reach_of
 from solvers.result import SolverName
-from solvers.result_files import ResultRow, Results
+from solvers.result_files import ResultRow, Results, row_of
 from solvers.solve import solve_problem
 from solvers.tables import BitChoices, CostTable, ImportanceTable, LayerBits
 from solvers.uses import is_additive
@@ -239,20 +239,8 @@ def _solved(
         )
     elif result.policy is None:
         reason = f"no policy within {time_limit_s:g} s"
-    return ResultRow(
-        label=question.label,
-        alpha=question.alpha,
-        limits=" ".join(limit.text for limit in question.limits),
-        status=result.status,
-        policy_id=result.policy.policy_id if result.policy else "",
-        objective=result.objective,
-        bound=result.bound,
-        uses=tuple(use.use for use in result.uses),
-        solver=result.solver,
-        wall_s=result.wall_s,
-        cpu_s=result.cpu_s,
-        bits=tuple(bits for _, bits in result.policy.layers) if result.policy else (),
-        reason=reason,
+    return row_of(
+        result, label=question.label, alpha=question.alpha, limits=question.limits, reason=reason
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from solvers.certificate import SolveStatus
 from solvers.errors import TableError
 from solvers.importance import Indicators
-from solvers.problem import build_problem
+from solvers.problem import problem_of
 from solvers.result import SolveRequest
 from solvers.search import search
 from solvers.tables import LayerBits
@@ -81,15 +81,7 @@ def report_layer(request: SolveRequest, layer: str) -> LayerReport:
         TableError: no such layer.
         SolverFailedError: the backend broke.
     """
-    problem = build_problem(
-        request.costs,
-        request.choices,
-        request.limits,
-        importance=request.importance,
-        alpha=request.alpha,
-        accounting=request.accounting,
-        repair=request.repair,
-    )
+    problem = problem_of(request)
     request.costs.layer(layer)
     (u,) = (i for i, unit in enumerate(problem.units) if layer in {s.name for s in unit.layers})
     unit = problem.units[u]

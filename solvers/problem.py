@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ from solvers.uses import (
     option_uses,
     total_use,
 )
+
+if TYPE_CHECKING:
+    from solvers.result import SolveRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +173,24 @@ def build_problem(
         use=tuple(use),
         room=_room(ceilings, costs, accounting),
         indicators=indicators,
+    )
+
+
+def problem_of(request: SolveRequest) -> Problem:
+    """What a request asks, laid out.
+
+    Raises:
+        TableError: the tables contradict themselves or each other.
+        LimitError: a limit does not apply to this network.
+    """
+    return build_problem(
+        request.costs,
+        request.choices,
+        request.limits,
+        importance=request.importance,
+        alpha=request.alpha,
+        accounting=request.accounting,
+        repair=request.repair,
     )
 
 

@@ -17,7 +17,9 @@ from solvers.certificate import SolveStatus
 from solvers.columns import lists, numbers, texts
 from solvers.decode import Fields
 from solvers.errors import FormatError
+from solvers.limits import Limit
 from solvers.parquet import read_table, write_table
+from solvers.result import SolveResult
 from solvers.tables import LayerBits
 
 RESULTS_SCHEMA = "results/1"
@@ -60,6 +62,28 @@ class ResultRow:
     cpu_s: float
     bits: tuple[LayerBits, ...]
     reason: str = ""
+
+
+def row_of(
+    result: SolveResult, *, label: str, alpha: float, limits: Sequence[Limit], reason: str = ""
+) -> ResultRow:
+    """One solve as a row; ``reason`` says why there is no policy."""
+    policy = result.policy
+    return ResultRow(
+        label=label,
+        alpha=alpha,
+        limits=" ".join(limit.text for limit in limits),
+        status=result.status,
+        policy_id="" if policy is None else policy.policy_id,
+        objective=result.objective,
+        bound=result.bound,
+        uses=tuple(use.use for use in result.uses),
+        solver=result.solver,
+        wall_s=result.wall_s,
+        cpu_s=result.cpu_s,
+        bits=() if policy is None else tuple(bits for _, bits in policy.layers),
+        reason="" if policy is not None else reason,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

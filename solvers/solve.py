@@ -21,7 +21,7 @@ from solvers.explain import explain
 from solvers.infeasibility import Infeasibility
 from solvers.peaks import moments_of, peak_of
 from solvers.policy import Policy, make_policy
-from solvers.problem import Problem, build_problem
+from solvers.problem import Problem, problem_of
 from solvers.result import PriceMethod, SolveRequest, SolveResult
 from solvers.search import Found, search
 
@@ -35,15 +35,7 @@ def solve(request: SolveRequest) -> SolveResult:
         SolverFailedError: the backend broke.
     """
     started = Stopwatch()
-    problem = build_problem(
-        request.costs,
-        request.choices,
-        request.limits,
-        importance=request.importance,
-        alpha=request.alpha,
-        accounting=request.accounting,
-        repair=request.repair,
-    )
+    problem = problem_of(request)
     return solve_problem(
         problem,
         alpha=request.alpha,

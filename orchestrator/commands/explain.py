@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.errors import ExitCode, UserError
+from orchestrator.solve_options import TableOptions, table_options
 
 if TYPE_CHECKING:
     from solvers.layer_report import LayerReport
@@ -15,79 +16,31 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("layer")
-@click.option("--importance", required=True, help="Importance table, Parquet.")
-@click.option("--costs", required=True, help="Cost table, Parquet.")
 @click.option("--alpha", type=float, required=True, help="Weight of the weight indicators.")
 @click.option("--limit", "limits", multiple=True, help="As for mpq solve; repeat it.")
 @click.option("--device", help="Device file with one device.")
-@click.option("--accounting", default="standard", show_default=True)
-@click.option(
-    "--repair", default="isotonic", show_default=True,
-    type=click.Choice(["isotonic", "keep", "erase"]),
-)  # fmt: skip
-@click.option(
-    "--solver", default="auto", show_default=True, type=click.Choice(["auto", "highs", "cbc"])
-)
-@click.option("--time-limit", "time_limit_s", default=60.0, show_default=True, help="Seconds.")
-@click.option("--weight-bits", help="Candidates, e.g. 2,3,4; default: all with indicators.")
-@click.option("--act-bits", help="Candidates.")
-@click.option("--tied", is_flag=True, help="Weights and activations of a layer share bits.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@table_options
 def command(
-    layer: str,
-    importance: str,
-    costs: str,
-    alpha: float,
-    limits: tuple[str, ...],
-    device: str | None,
-    accounting: str,
-    repair: str,
-    solver: str,
-    time_limit_s: float,
-    weight_bits: str | None,
-    act_bits: str | None,
-    tied: bool,
-    as_json: bool,
+    layer: str, alpha: float, limits: tuple[str, ...], device: str | None, asked: TableOptions
 ) -> ExitCode:
     """Say why LAYER got its bits."""
     from dataclasses import asdict
 
     from orchestrator.device_files import load_devices
-    from orchestrator.solve_inputs import naming, read_inputs
+    from orchestrator.solve_inputs import naming, read_inputs, request_for
     from solvers.layer_report import report_layer
     from solvers.limits import parse_limit
-    from solvers.result import SolveRequest
 
-    asked = tuple(parse_limit(text) for text in limits)
+    all_limits = tuple(parse_limit(text) for text in limits)
     if device is not None:
         devices = load_devices(device)
         if len(devices) != 1:
             raise UserError(f"{len(devices)} devices", device, todo="name a file with one device")
-        asked += devices[0].limits
-    inputs = read_inputs(
-        costs,
-        importance,
-        accounting=accounting,
-        weight_bits=weight_bits,
-        act_bits=act_bits,
-        tied=tied,
-    )
+        all_limits += devices[0].limits
+    inputs = read_inputs(asked)
     with naming(inputs.files):
-        report = report_layer(
-            SolveRequest(
-                costs=inputs.costs,
-                importance=inputs.importance,
-                choices=inputs.choices,
-                limits=asked,
-                alpha=alpha,
-                accounting=inputs.accounting,
-                repair=repair,  # type: ignore[arg-type]  # click.Choice holds it to the names
-                solver=solver,  # type: ignore[arg-type]
-                time_limit_s=time_limit_s,
-            ),
-            layer,
-        )
-    if as_json:
+        report = report_layer(request_for(asked, inputs, alpha, all_limits), layer)
+    if asked.as_json:
         click.echo(json.dumps(asdict(report) | {"status": report.status.value}, indent=1))
     else:
         click.echo("\n".join(_lines(report)))

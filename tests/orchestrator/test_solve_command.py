@@ -162,3 +162,44 @@ def test_neither_torch_nor_ray_is_imported(folder):
         "assert not bad, bad\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_pool_of_near_policies(folder, tmp_path, capsys):
+    out = tmp_path / "pool.parquet"
+    asked = ["--limit", "bitops=16G", "--pool", "0.2%", "--most", "4"]
+    assert run_command(on(folder, "solve", *asked, "--out", str(out), "--json")) == ExitCode.DONE
+    said = json.loads(capsys.readouterr().out)
+    results = load_results(out)
+    assert [row["label"] for row in said["rows"]] == [row.label for row in results.rows]
+    assert said["end"] in ("complete", "full")
+    assert said["within_percent"] == 0.2
+    objectives = [row.objective for row in results.rows]
+    assert objectives == sorted(objectives)
+    assert objectives[-1] <= objectives[0] * 1.002
+    assert len({row.policy_id for row in results.rows}) == len(results.rows) > 1
+    assert all(row.uses[0] <= 16 * 10**9 for row in results.rows)
+    assert run_command(on(folder, "solve", *asked)) == ExitCode.DONE
+    text = capsys.readouterr().out
+    assert text.startswith(f"{len(results.rows)} policies within 0.2 % of the optimum")
+    assert "near-001" in text
+
+
+def test_a_pool_where_nothing_fits_says_why_and_writes_nothing(folder, tmp_path, capsys):
+    out = tmp_path / "pool.parquet"
+    asked = ["--limit", "bitops=1G", "--pool", "1", "--out", str(out)]
+    assert run_command(on(folder, "solve", *asked)) == ExitCode.INCOMPLETE
+    assert "out of reach" in capsys.readouterr().out
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--pool", "much"], ["--pool", "-1%"], ["--pool", "nan"], ["--pool", "1%", "--most", "0"],
+        ["--pool", "1%", "--front"], ["--pool", "1%", "--alpha", "3"],
+    ],
+)  # fmt: skip
+def test_impossible_pools_are_refused(folder, capsys, options):
+    code = run_command(on(folder, "solve", "--limit", "bitops=16G", *options))
+    assert code == ExitCode.BAD_INPUT
+    assert "Traceback" not in capsys.readouterr().err

@@ -252,7 +252,9 @@ def test_pool_is_complete_and_in_order(tiny, tiny_importance, pairs):
     request = SolveRequest(
         costs=tiny, importance=tiny_importance, choices=pairs, limits=limits, alpha=1.0
     )
-    pool = near_optimal(request, within_percent=20.0, most=50)
+    found = near_optimal(request, within_percent=20.0, most=50)
+    assert found.end == "complete"
+    pool = found.policies
     from solvers.exhaustive import every_policy
 
     problem = build_problem(tiny, pairs, limits, importance=tiny_importance, alpha=1.0)
