@@ -58,7 +58,7 @@ def contradictions(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Co
         *_about_sources(config),
         *(
             found
-            for section, recipe in _other_trainings(config).items()
+            for section, recipe in (_other_trainings(config) | _sensitivity(config)).items()
             for found in _about_schedule(section, recipe)
         ),
     ]
@@ -167,6 +167,12 @@ def _other_trainings(config: ExperimentConfig) -> dict[str, OptimizerConfig]:
     for index, recipe in enumerate(config.evidence.distributions):
         recipes[f"evidence.distributions.{index}"] = recipe
     return recipes
+
+
+def _sensitivity(config: ExperimentConfig) -> dict[str, OptimizerConfig]:
+    """Short trainings that one worker does alone: their batches are not divided."""
+    recipes = config.evidence.sensitivity
+    return {f"evidence.sensitivity.{index}": recipe for index, recipe in enumerate(recipes)}
 
 
 def _keys(section: str) -> KeyPath:

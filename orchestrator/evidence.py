@@ -1,4 +1,4 @@
-"""Which of the MetaMix paper's observations does a run repeat? Section ``evidence`` as steps, pure.
+"""Which of the papers' observations does a run repeat? Section ``evidence`` as steps, pure.
 
 Each part is a phase of its own on the full-precision weights: none needs another.
 """
@@ -16,6 +16,7 @@ from trainers.metamix.evidence_config import (
     EvidenceConfig,
     HessianConfig,
 )
+from trainers.sensitivity_config import SensitivityConfig
 
 _TRAINED = {"single": "one network a pair of bits", "meta": "one meta-state", "none": "untrained"}
 
@@ -33,7 +34,7 @@ class Part:
 
     name: str
     action: str
-    recipe: DriftConfig | DistributionConfig | HessianConfig
+    recipe: DriftConfig | DistributionConfig | HessianConfig | SensitivityConfig
     about: str
 
 
@@ -70,7 +71,28 @@ def evidence_parts(config: EvidenceConfig) -> tuple[Part, ...]:
                 about=f"Hessian traces over {config.hessian.images} images",
             )
         )
+    for index, sensitivity in enumerate(config.sensitivity):
+        parts.append(
+            Part(
+                name=f"evidence-sensitivity{f'-{index + 1}' if index else ''}",
+                action="sensitivity",
+                recipe=sensitivity,
+                about=f"one tensor at {_listed(sensitivity.bits)} bits at a time, "
+                f"{_training(sensitivity)}",
+            )
+        )
     return tuple(parts)
+
+
+def _training(recipe: SensitivityConfig) -> str:
+    if recipe.steps == 0:
+        return "untrained"
+    length = f"{recipe.steps} updates" if recipe.steps else f"{recipe.epochs} epochs"
+    return f"without and with {length} of its {recipe.train.replace('_', ' ')}"
+
+
+def _listed(bits: tuple[int, ...]) -> str:
+    return ", ".join(str(width) for width in bits)
 
 
 def check_layers(config: EvidenceConfig, costs: CostTable) -> None:
@@ -85,6 +107,9 @@ def check_layers(config: EvidenceConfig, costs: CostTable) -> None:
     for index, recipe in enumerate(config.distributions):
         for layer in recipe.layers:
             _check(f"distributions.{index}.layers", layer, list(costs.names))
+    for index, sensitivity in enumerate(config.sensitivity):
+        for layer in sensitivity.layers:
+            _check(f"sensitivity.{index}.layers", layer, searched)
 
 
 def _check(key: str, layer: str, allowed: list[str]) -> None:

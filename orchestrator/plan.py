@@ -39,6 +39,7 @@ STEP_VERSIONS = {
     "metamix.drift": 1,
     "metamix.distributions": 1,
     "hessian": 1,
+    "sensitivity": 1,
     "sweep": 1,
     "weight_training": 1,
     **{source.phase: source.version for source in SOURCES},

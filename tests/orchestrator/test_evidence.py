@@ -46,10 +46,14 @@ evidence:
     - {training: none, batch_size: 64, weight_bits: [0], images: 16}
     - {training: none, batch_size: 64, weight_bits: [4], images: 16}
   hessian: {images: 16, min_probes: 2, max_probes: 2}
+  sensitivity:
+    - {bits: [2], layers: [layer1.0.conv1], steps: 1, batch_size: 16, images: 16, bn_images: 16}
+    - {bits: [2, 4], layers: [layer2.0.conv1], steps: 0, tensors: [act], images: 16,
+       bn_images: 16}
 """
 NAMES = [
     "evidence-drift", "evidence-inputs-meta", "evidence-inputs-none", "evidence-inputs-none-2",
-    "evidence-hessian",
+    "evidence-hessian", "evidence-sensitivity", "evidence-sensitivity-2",
 ]  # fmt: skip
 
 
@@ -71,7 +75,7 @@ def _plan(path: Path, *overrides: str) -> Plan:
 
 def test_every_observation_is_a_step_after_the_training(config_file: Path) -> None:
     plan = _plan(config_file)
-    assert [step.name for step in plan.steps][-6:] == ["train", *NAMES]
+    assert [step.name for step in plan.steps][-8:] == ["train", *NAMES]
     assert all(plan.step(name).needs == ("costs", "pretrain") for name in NAMES)
     assert len({step.key for step in plan.steps}) == len(plan.steps)
 
@@ -105,7 +109,8 @@ def test_settings_that_contradict_are_told_with_their_place(config_file: Path) -
 @pytest.mark.parametrize(
     ("override", "key"),
     [("evidence.drift.layer=conv1", "evidence.drift.layer"),
-     ("evidence.distributions.1.layers=[nowhere]", "evidence.distributions.1.layers")],
+     ("evidence.distributions.1.layers=[nowhere]", "evidence.distributions.1.layers"),
+     ("evidence.sensitivity.1.layers=[conv1]", "evidence.sensitivity.1.layers")],
 )  # fmt: skip
 def test_layers_that_are_not_there_are_refused_in_the_plan(
     config_file: Path, override: str, key: str, capsys: pytest.CaptureFixture[str]
@@ -130,7 +135,8 @@ def test_a_network_without_batchnorm_is_refused_before_training(
 ) -> None:
     monkeypatch.setattr("trainers.models.build_model", lambda spec: NoNorm())
     bare = ["--set", "method=uniform", "--set", "evidence.drift=null",
-            "--set", "evidence.distributions=[]"]  # fmt: skip
+            "--set", "evidence.distributions=[]",
+            "--set", "evidence.sensitivity=[]"]  # fmt: skip
     assert run_command(["plan", str(config_file), *bare]) == 0
     assert run_command(["plan", str(config_file), *bare, "--set", asked]) == 2
     assert "MetaMix needs BatchNorm" in capsys.readouterr().err
@@ -191,6 +197,9 @@ def test_evidence_ends_in_records_figures_and_the_report(finished: RunStore) -> 
     assert set(drift.metrics) == {"evidence/fp_weights_spread", "evidence/metamix_spread"}
     assert drift.costs["forward_passes"] > 0
     assert by_step["evidence-hessian"].costs["hvps"] == 2
+    assert by_step["evidence-sensitivity"].metrics["evidence/cells"] == 2
+    assert by_step["evidence-sensitivity"].costs["backward_passes"] == 2
+    assert by_step["evidence-sensitivity-2"].costs["backward_passes"] == 0
     # No search: nothing of it stands in any method's bill.
     assert results_of("seen", view.records()).search == (by_step["select-l0"],)
     write_report(store, view)
@@ -231,6 +240,7 @@ def test_figure_7_shows_the_trace_over_the_operations(
 def test_parts_carry_the_settings_of_the_file(config_file: Path) -> None:
     config = load_config(config_file).config.evidence
     recipes = [part.recipe for part in evidence_parts(config)]
-    assert recipes == [config.drift, *config.distributions, config.hessian]
-    assert evidence_parts(replace(config, drift=None, distributions=(), hessian=None)) == ()
+    assert recipes == [config.drift, *config.distributions, config.hessian, *config.sensitivity]
+    none = replace(config, drift=None, distributions=(), hessian=None, sensitivity=())
+    assert evidence_parts(none) == ()
     assert asdict(recipes[0])["steps"] == 2

@@ -1,4 +1,7 @@
-"""Settings of the experiments behind the paper's Figures 1, 2, 6 and 7: section ``evidence``."""
+"""Which observations of the papers are repeated, and how? Section ``evidence``.
+
+Here are the settings of MetaMix's Figures 1, 2, 6 and 7; LIMPQ's Figure 2 has a file of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from trainers.metamix.config import MetaConfig
 from trainers.recipes import CLOSED, Count
+from trainers.sensitivity_config import SensitivityConfig
 
 Variant = Literal["fp_weights", "quantized_weights", "metamix"]
 # 0 = full precision.
@@ -93,15 +97,18 @@ class HessianConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvidenceConfig:
-    """Which of the MetaMix paper's observations to repeat on this network and these images.
+    """Which of the papers' observations to repeat on this network and these images.
 
     Each is a step with data and figures of its own, run after everything else, whatever the
     method. Null and empty = not run.
 
     Attributes:
-        drift: BatchNorm statistics under random bit changes (Figure 2).
-        distributions: what layers read, over weight and activation bits (Figures 1 and 6).
-        hessian: Hessian traces, drawn beside the selected bits (Figure 7 b).
+        drift: BatchNorm statistics under random bit changes (MetaMix, Figure 2).
+        distributions: what layers read, over weight and activation bits (MetaMix, Figures 1 and
+            6).
+        hessian: Hessian traces, drawn beside the selected bits (MetaMix, Figure 7 b).
+        sensitivity: one tensor at few bits at a time, without and with a short training (LIMPQ,
+            Figures 2 and 3); each entry is a measurement of its own.
     """
 
     __pydantic_config__ = CLOSED
@@ -109,3 +116,4 @@ class EvidenceConfig:
     drift: DriftConfig | None = None
     distributions: tuple[DistributionConfig, ...] = ()
     hessian: HessianConfig | None = None
+    sensitivity: tuple[SensitivityConfig, ...] = ()
