@@ -197,7 +197,7 @@ def dataset_of(data_name: str, num_classes: int) -> str:
     A folder of images has no name of its own: with a thousand classes it is taken for ImageNet,
     which every table of both papers is about.
     """
-    folders = ("imagefolder", "parquet", "imagenet")
+    folders = ("imagefolder", "imagenet_parquet", "parquet")
     return "imagenet" if data_name in folders and num_classes == 1000 else data_name
 
 

@@ -60,16 +60,22 @@ class Session:
         """The record with what decided it besides the configuration, and when it began."""
         began = datetime.now(UTC) - timedelta(seconds=record.wall_s)
         return replace(
-            record,
+            self._marked(record),
             versions=library_versions(),
             started_utc=began.isoformat(timespec="milliseconds"),
         )
 
     def keep(self, record: RunRecord) -> None:
         """Put a record into the journal; one that is there already changes nothing."""
-        self.journal.append(record)
+        self.journal.append(self._marked(record))
         if self.mirror is not None:
             self.mirror.wake()
+
+    def _marked(self, record: RunRecord) -> RunRecord:
+        """A rehearsal says so in every record: its figures mean nothing."""
+        if not self.config.rehearsal:
+            return record
+        return replace(record, facts={**record.facts, "rehearsal": True})
 
     @property
     def starts(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.config_schema import ExperimentConfig
+from orchestrator.config_types import is_published
 from orchestrator.evidence import check_layers
 from orchestrator.specs import pin_rules
 from solvers.tables import CostTable
@@ -22,16 +23,21 @@ def traced_costs(config: ExperimentConfig) -> CostTable:
     """Build the network without its weights, trace one image through it, refuse what cannot work.
 
     Raises:
-        ModelError: unknown network, pins and groups that match nothing, or a network that a
-            phase of this run would refuse: no BatchNorm for MetaMix, negative inputs where
-            ``negative_inputs`` is ``refuse``, evidence on a layer that is not there.
+        ModelError: unknown network, weights that nobody publishes, pins and groups that match
+            nothing, or a network that a phase of this run would refuse: no BatchNorm for MetaMix,
+            negative inputs where ``negative_inputs`` is ``refuse``, evidence on a layer that is
+            not there.
         DataError: the images cannot be looked at.
     """
     from trainers.costs import trace_costs
     from trainers.data import input_shape
     from trainers.metamix.meta_state import check_network
     from trainers.models import build_model
+    from trainers.models.weights import published_weights
 
+    source = config.model.weights
+    if source is not None and is_published(source):
+        published_weights(config.model.name, source.partition(":")[2])
     model = build_model(replace(config.model.spec(), weights=None))
     costs = trace_costs(
         model,
@@ -48,9 +54,15 @@ def traced_costs(config: ExperimentConfig) -> CostTable:
 
 
 def images_fingerprint(config: ExperimentConfig) -> str:
-    """Quick hash of the images' source, for the keys of the plan."""
+    """Quick hash of the images' source, for the keys of a run.
+
+    Raises:
+        DataError: nothing says where the images are, or they cannot be read.
+    """
+    from orchestrator.images_at_hand import require_path
     from trainers.data import source_fingerprint
 
+    require_path(config)
     return source_fingerprint(config.data.spec())
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cells import bit_choices, resolve_limits
 from orchestrator.config import LoadedConfig, load_config
 from orchestrator.device_files import load_devices
 from orchestrator.errors import ConfigError
+from orchestrator.images_at_hand import images_at_hand
+from orchestrator.literature import dataset_of, rows_named, shipped_rows
 from orchestrator.names import known_names
 from orchestrator.plan import make_plan
-from orchestrator.trace import images_fingerprint, traced_costs
+from orchestrator.trace import traced_costs
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.yaml"))
@@ -46,12 +49,63 @@ def test_file_says_what_it_shows_and_is_named_after_its_run(path: Path) -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_file_loads_and_plans(path: Path) -> None:
     config = loaded(path).config
-    if config.data.name != "digits" and config.data.path is None:
-        pytest.skip("needs data.path")
-    plan = make_plan(config, traced_costs(config), images_fingerprint(config))
+    plan = make_plan(config, traced_costs(config), images_at_hand(config).fingerprint)
     assert plan.feasible_limits, "nothing would be trained"
     assert [step.name for step in plan.steps][:2] == ["costs", "pretrain"]
     assert len({step.key for step in plan.steps}) == len(plan.steps)
+
+
+# What the network costs at the level that a printed budget stands for, in GBitOps.
+LEVELS = {
+    "limpq_resnet18_imagenet_19.81g": 20.30,
+    "limpq_resnet18_imagenet_23.07g": 22.85,
+    "limpq_resnet18_imagenet_33.05g": 34.71,
+    "limpq_resnet50_imagenet_12.2x": 55.31,
+    "limpq_mobilenet_v1_imagenet_5.78g": 5.771,
+    "limpq_mobilenet_v1_imagenet_9.68g": 9.669,
+    "metamix_mobilenet_v2_imagenet_5.28g": 5.28,
+    "metamix_mobilenet_v3_large_imagenet_3.29g": 3.29,
+    "metamix_resnet18_imagenet_32.86g": 32.86,
+}
+
+
+@pytest.mark.parametrize(("name", "level_g"), LEVELS.items())
+def test_budgets_are_near_the_level_they_are_called(name: str, level_g: float) -> None:
+    config = loaded(CONFIGS / "experiments" / f"{name}.yaml").config
+    (limits,) = resolve_limits(
+        config.search, traced_costs(config), bit_choices(config), config.accounting
+    )
+    (bound,) = [b for kind, b in limits.bounds.items() if kind.startswith("bitops")]
+    assert bound / 1e9 == pytest.approx(level_g, rel=0.05)
+    assert not limits.problem
+
+
+def test_every_own_row_of_the_papers_has_a_recipe_and_every_recipe_its_rows() -> None:
+    asked = set()
+    for path in EXPERIMENTS:
+        config = loaded(path).config
+        for row in rows_named(config.reports):
+            asked.add(row.id)
+            assert row.model == config.model.name
+            assert row.dataset == dataset_of(config.data.name, config.model.num_classes)
+            assert row.method.lower().startswith(config.method)
+    assert asked == {row.id for row in shipped_rows() if row.own}
+
+
+def test_printed_limits_stand_in_the_recipes() -> None:
+    for path in EXPERIMENTS:
+        config = loaded(path).config
+        texts = {kind: text for limits in config.search.limits for kind, text in limits.items()}
+        for row in rows_named(config.reports):
+            if row.bitops_g is not None and row.source != "MetaMix Figure 7":
+                assert float(texts["bitops"].removesuffix("G")) == row.bitops_g, path.stem
+            if row.compression is not None:
+                assert float(texts["compression_rate"].removesuffix("x")) == row.compression
+            if row.weight_bits is not None and row.weight_bits.isdecimal():
+                assert config.bits.weight == (int(row.weight_bits),)
+            if row.act_bits == "32":
+                assert config.bits.act == (32,)
+                assert float(texts["weight_mib"]) == row.size_mb
 
 
 def test_a_file_with_a_fault_fails(tmp_path: Path) -> None:

@@ -74,11 +74,15 @@ def shard_split(root: str, asked: Any = None) -> str:
 def viewed_shape(spec: DataSpec) -> tuple[int, int, int]:
     """(channels, height, width) that networks see, after a look at the layout of the set.
 
+    A plan may be made where the images are not: without a path the options alone decide.
+
     Raises:
         DataError: a wrong option, or no such set.
     """
     view = view_of(spec)
     refuse_options(spec, VIEW)
+    if spec.path is None:
+        return view.channels, view.resolution, view.resolution
     root = root_of(spec)
     if spec.name == "imagefolder":
         class_names(root)

@@ -112,6 +112,16 @@ def published_weights(name: str, which: str = "") -> Any:
         ) from None
 
 
+def published_file(name: str, which: str = "") -> Path:
+    """Where torchvision keeps those weights once they are downloaded; it may not exist yet.
+
+    Raises:
+        ModelError: see ``published_weights``.
+    """
+    url: str = published_weights(name, which).url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+
+
 def torchvision_state(name: str, which: str = "") -> dict[str, Tensor]:
     """Torchvision's published weights of a network, downloaded once by torchvision.
 

@@ -1,0 +1,115 @@
+"""What is a rehearsal of an experiment? The same phases on a handful of images, pure.
+
+Network, resolution, candidates, limits, phases and files stay as they are; lengths, batches and
+samples shrink to the least that still goes through every line. So what would stop a launch after
+two hours on a cluster stops it after two minutes on a laptop. Its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from orchestrator.config_schema import ExperimentConfig
+
+SUFFIX = "-rehearsal"
+# Two updates: the first starts step sizes and momentum, the second uses them.
+STEPS = 2
+# A worker's share of a batch: BatchNorm of the last feature maps needs more than one image.
+IMAGES_A_WORKER = 4
+MAX_IMAGES = 32
+# Anything of these names, in whatever section, is at most so much.
+_CAPS: Mapping[str, int] = {
+    "images": 8,
+    "bn_images": 8,
+    "bn_reestimate_images": 8,
+    "batch": 8,
+    "init_batches": 2,
+    "min_probes": 2,
+    "max_probes": 2,
+    "max_iterations": 2,
+    "evaluations": 4,
+    "population": 2,
+    "parents": 2,
+    "policies": 20,
+    "evaluate_every": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """What a rehearsal has to do with.
+
+    Attributes:
+        num_workers: training processes.
+        has_gpus: whether workers may ask for GPUs as the experiment says.
+        data_path: images that were made for it; None = those of the experiment.
+        weights: a file with random weights; None = those of the experiment.
+    """
+
+    num_workers: int = 1
+    has_gpus: bool = False
+    data_path: str | None = None
+    weights: str | None = None
+
+
+def rehearsed(config: ExperimentConfig, stage: Stage) -> ExperimentConfig:
+    """The rehearsal of an experiment, under a name and in a folder of its own.
+
+    Args:
+        config: the experiment.
+        stage: workers, images and weights there are.
+    """
+    cluster = replace(config.cluster, num_workers=stage.num_workers, min_workers=None)
+    if not stage.has_gpus:
+        cluster = replace(cluster, gpus_per_worker=0.0, cpus_per_worker=None)
+    shrunk = {
+        f.name: _shrunk(getattr(config, f.name), stage)
+        for f in fields(config)
+        if f.name not in ("model", "data", "search", "cluster", "tracking")
+    }
+    data = replace(config.data, max_images=MAX_IMAGES)
+    if stage.data_path is not None:
+        data = replace(data, path=stage.data_path)
+    model = config.model if stage.weights is None else replace(config.model, weights=stage.weights)
+    return replace(
+        config,
+        **{
+            **shrunk,
+            "name": config.name[: 128 - len(SUFFIX)] + SUFFIX,
+            "model": model,
+            "data": data,
+            "cluster": cluster,
+            "rehearsal": True,
+        },
+    )
+
+
+def _shrunk(value: Any, stage: Stage) -> Any:
+    """A section with everything in it at its least; what is no section stays."""
+    if isinstance(value, tuple):
+        return tuple(_shrunk(each, stage) for each in value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    names = {f.name for f in fields(value)}
+    changed: dict[str, Any] = {}
+    for name in names:
+        found = getattr(value, name)
+        if name in _CAPS and isinstance(found, int) and not isinstance(found, bool):
+            changed[name] = min(found, _CAPS[name])
+        elif name == "batch_size":
+            changed[name] = min(found, IMAGES_A_WORKER * stage.num_workers)
+        elif is_dataclass(found) or isinstance(found, tuple):
+            changed[name] = _shrunk(found, stage)
+    if "steps" in names:
+        changed["steps"] = STEPS
+    if "warmup_epochs" in names:
+        changed["warmup_epochs"] = 0.0
+    if not stage.has_gpus:
+        changed |= {name: plain for name, plain in _WITHOUT_GPU.items() if name in names}
+    return replace(value, **changed)
+
+
+# Speed-ups of a GPU that cost minutes, or are not there, without one.
+_WITHOUT_GPU: Mapping[str, Any] = {}
