@@ -17,6 +17,7 @@ _PHASES = {
     "hessian": "trainers.hessian",
     "oneshot.search": "trainers.oneshot.search",
     "oneshot.fit": "trainers.oneshot.fit",
+    "sensitivity": "trainers.sensitivity",
     "baselines.quantization_error": "trainers.baselines.quantization_error",
     "baselines.one_layer_loss": "trainers.baselines.one_layer_loss",
     "baselines.hawq": "trainers.baselines.hawq",

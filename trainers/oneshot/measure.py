@@ -30,9 +30,16 @@ class Measured:
 
 def decoded(images: ImageSet, indices: Tensor, batch: int, device: str) -> tuple[Batch, ...]:
     """Images as they are evaluated, in batches on the device: decoded once for all policies."""
+    if not len(indices):
+        return ()  # split would give one empty part
     return tuple(
-        (x.to(device), y.to(device))
-        for x, y in (images.batch(part, None) for part in torch.split(indices, batch))
+        (x.to(device).contiguous(memory_format=torch.channels_last), y.to(device))
+        for x, y in (
+            # Split of no indices is one empty part.
+            images.batch(part, None)
+            for part in torch.split(indices, batch)
+            if len(part)
+        )
     )
 
 
