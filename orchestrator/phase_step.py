@@ -47,6 +47,8 @@ def finished_record(session: Session, step: Step) -> RunRecord | None:
             reason = f"taken over from run {donor}, outputs verified"
         elif verdict.damaged:
             session.say(f"{step.name}: done again, because {verdict.reason}")
+            # A result beside damaged outputs would be taken for the whole of them.
+            shutil.rmtree(session.store.step_dir(step.name))
     if verdict.record is None:
         return None
     session.keep(verdict.record)

@@ -6,6 +6,7 @@ stays finished: its result is in its folder, and the batch is launched again wit
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,17 +53,22 @@ def train_step(
             records[entry] = verdict.record
         else:
             missing.append(row)
+            if verdict.damaged:
+                session.say(f"{step.name}/{entry}: done again, because {verdict.reason}")
+                shutil.rmtree(session.store.step_dir(f"{step.name}/{entry}"))
     if records:
         session.say(f"{step.name}: {len(records)} of {len(rows)} policies trained before")
     if not missing:
         return tuple(records.values())
     folder = begin(session, step)
+    donors: dict[str, str] = {}
 
     def keep_finished() -> None:
         """Record every training whose result has appeared; called while the group works."""
         for row in missing:
             if _entry(row) not in records:
-                record = _record_of(session, step, row, folder, candidates)
+                donor = donors.get(_entry(row), "")
+                record = _record_of(session, step, row, folder, candidates, donor)
                 if record is not None:
                     records[_entry(row)] = record
 
@@ -70,6 +76,7 @@ def train_step(
         piece = f"{step.name}/{_entry(row)}"
         donor = take_over_files(session.store, session.donors, piece, training_key(step, row))
         if donor:
+            donors[_entry(row)] = donor
             session.say(f"{piece}: taken over from run {donor}, outputs verified")
     keep_finished()  # a killed driver may have left results without records
     waiting = [row for row in missing if _entry(row) not in records]
@@ -96,7 +103,12 @@ def _roles(waiting: Sequence[Candidate], folder: Path) -> dict[str, str]:
 
 
 def _record_of(
-    session: Session, step: Step, row: Candidate, folder: Path, candidates: Sequence[Candidate]
+    session: Session,
+    step: Step,
+    row: Candidate,
+    folder: Path,
+    candidates: Sequence[Candidate],
+    donor: str,
 ) -> RunRecord | None:
     """The record of a training whose result is there, None while it is not."""
     entry = _entry(row)
@@ -118,6 +130,8 @@ def _record_of(
             outputs={role: session.store.relative(path) for role, path in outputs.items()},
         )
     )
+    if donor:
+        record = replace(record, facts={**record.facts, "reused_from": donor})
     session.store.finish_step(f"{step.name}/{entry}", record)
     session.keep(record)
     top1 = record.metrics.get(EVAL_TOP1)

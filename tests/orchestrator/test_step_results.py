@@ -1,0 +1,196 @@
+"""What a step does with results that are there: its own, damaged ones, and another run's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator import phase_step as phases
+from orchestrator import train_step as trainings
+from orchestrator.config import load_config
+from orchestrator.ledger import Ledger
+from orchestrator.phase_step import phase_step
+from orchestrator.plan import Step, make_plan
+from orchestrator.policies import Candidate
+from orchestrator.session import Session
+from orchestrator.specs import phase_spec
+from orchestrator.store import RunStore
+from orchestrator.train_step import train_step
+from solvers.policy import make_policy
+from solvers.tables import CostTable, LayerBits, LayerSpec
+from trainers.phases import Cost, PhaseResult, PhaseSpec
+from trainers.results import save_result
+
+TEXT = """schema: experiment/1
+name: NAME
+model: {name: anything}
+data: {name: anything}
+bits: {weight: [2, 4], act: [2, 4]}
+search: {limits: [{bitops_level: 4x4}]}
+tracking: {enabled: false}
+"""
+COSTS = CostTable(
+    model="anything",
+    input_shape=(1, 2, 2),
+    layers=tuple(
+        LayerSpec(
+            name=name, kind="conv", num_macs=macs, num_macs_unfloored=macs, num_weights=10,
+            num_biases=0, num_inputs=4, num_outputs=4,
+        )
+        for name, macs in (("a", 100), ("b", 200))
+    ),
+)  # fmt: skip
+STEP = Step(name="indicators", action="limpq.indicators", key="k" * 24, needs=(), about="learn")
+
+
+class Phases:
+    """Stands for worker groups: leaves a result and an output, and counts."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def run(
+        self, session: Session, step: Step, spec: PhaseSpec, cluster: Any, *, tick: Any = None
+    ) -> PhaseResult:
+        folder = session.store.step_dir(step.name)
+        entries = [role.partition(":")[2] for role in spec.inputs if role.startswith("policy:")]
+        for entry in entries or [""]:
+            self.ran.append(f"{step.name}/{entry}" if entry else step.name)
+            result = PhaseResult(
+                phase=spec.phase, outputs={"weights": "weights.pt"}, metrics={"top1": 90.0},
+                cost=Cost(device_s=1.0),
+            )  # fmt: skip
+            (folder / entry).mkdir(parents=True, exist_ok=True)
+            (folder / entry / "weights.pt").write_bytes(b"weights")
+            save_result(folder / entry / "result.json", result)
+        if tick is not None:
+            tick()
+        return result
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Phases:
+    fake = Phases()
+    monkeypatch.setattr(phases, "run_phase", fake.run)
+    monkeypatch.setattr(trainings, "run_phase", fake.run)
+    return fake
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Iterator[Any]:
+    """Makes sessions on runs below one folder."""
+    with ExitStack() as stack:
+
+        def session(name: str, donors: tuple[RunStore, ...] = ()) -> Session:
+            path = tmp_path / f"{name}.yaml"
+            path.write_text(TEXT.replace("NAME", name))
+            store = RunStore(tmp_path / "runs", name)
+            return Session(
+                config=load_config(path).config, store=store, ledger=Ledger(), command="",
+                journal=stack.enter_context(store.opened()), quiet=True, donors=donors,
+            )  # fmt: skip
+
+        yield session
+
+
+def _learn(session: Session) -> Any:
+    spec = phase_spec(session.config, STEP.action, None, {})
+    cluster: Any = SimpleNamespace()
+    return phase_step(session, STEP, spec, cluster, phase="indicators", method="limpq")
+
+
+def _train(session: Session, *bits: int, **more: Any) -> Any:
+    plan = make_plan(session.config, COSTS, "images")
+    rows = [
+        Candidate(
+            method=f"m{width}", alpha=None, limit_set=plan.limit_sets[0],
+            policy=make_policy(COSTS, {layer.name: _wide(width) for layer in COSTS}, "x"), **more,
+        )
+        for width in bits
+    ]  # fmt: skip
+    spec = phase_spec(session.config, "weight_training", session.config.train, {})
+    cluster: Any = SimpleNamespace()
+    return train_step(session, plan, plan.step("train"), spec, cluster, rows)
+
+
+def _wide(bits: int) -> LayerBits:
+    return LayerBits(weight_bits=bits, act_bits=bits)
+
+
+def _flip(path: Path) -> None:
+    """Another content of the same length under the same name, as a broken disk would leave."""
+    good = path.read_bytes()
+    path.unlink()  # a file that is shared with another run is damaged in this one only
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+
+
+def test_a_finished_phase_is_not_run_again(sessions: Any, made: Phases) -> None:
+    session = sessions("one")
+    assert _learn(session) == _learn(session)
+    assert made.ran == ["indicators"]
+
+
+def test_a_damaged_output_is_made_again_although_its_result_is_there(
+    sessions: Any, made: Phases
+) -> None:
+    session = sessions("one")
+    _learn(session)
+    path = session.store.step_dir("indicators") / "weights.pt"
+    _flip(path)
+    _learn(session)
+    assert made.ran == ["indicators", "indicators"]
+    assert path.read_bytes() == b"weights"
+
+
+def test_a_damaged_training_is_made_again_and_its_neighbours_are_not(
+    sessions: Any, made: Phases
+) -> None:
+    session = sessions("one")
+    first, second = _train(session, 2, 4)
+    path = session.store.root / first.outputs["weights"]
+    _flip(path)
+    _train(session, 2, 4)
+    assert made.ran == [first.step, second.step, first.step]
+    assert path.read_bytes() == b"weights"
+
+
+def test_another_runs_steps_are_taken_over_once(sessions: Any, made: Phases) -> None:
+    donor = sessions("one")
+    _learn(donor)
+    _train(donor, 2)
+    session = sessions("two", (donor.store,))
+    record = _learn(session)
+    assert (record.run, record.facts["reused_from"]) == ("two", "one")
+    old, new = _train(session, 2, 4)
+    assert (old.run, old.facts.get("reused_from")) == ("two", "one")
+    assert "reused_from" not in new.facts
+    assert old.facts["asked_by"] == ["m2-l0"]
+    assert made.ran == ["indicators", old.step, new.step]
+    _learn(session), _train(session, 2, 4)
+    assert made.ran == ["indicators", old.step, new.step]
+    assert len(session.journal.records()) == 3
+
+
+def test_a_damaged_step_is_mended_from_another_run(sessions: Any, made: Phases) -> None:
+    donor = sessions("one")
+    _learn(donor)
+    session = sessions("two", (donor.store,))
+    _learn(session)
+    _flip(session.store.step_dir("indicators") / "weights.pt")
+    _learn(session)
+    assert made.ran == ["indicators"]
+    assert session.store.finished("indicators", STEP.key).record is not None
+
+
+def test_the_same_bits_from_another_start_are_another_training(sessions: Any, made: Phases) -> None:
+    donor = sessions("one")
+    _train(donor, 2, start={"weights": "w"}, start_key="first")
+    session = sessions("two", (donor.store,))
+    (record,) = _train(session, 2, start={"weights": "w"}, start_key="second")
+    assert "reused_from" not in record.facts
+    assert len(made.ran) == 2
