@@ -72,7 +72,7 @@ class Certificate:
         price_method: ``relaxed`` (multipliers of the linear relaxation), ``resolved`` (solved
             again with 1 % more) or ``none``.
         solver: ``highs``, ``cbc``, ``front``, ``exhaustive`` or ``control``.
-        solver_version: version of that backend.
+        solver_version: version of that backend, and who proved the answer if another did.
         wall_s: wall seconds of the solve.
         cpu_s: CPU seconds of the solve, child processes included.
     """

@@ -3,8 +3,9 @@
 Every answer is counted in integers from its policy; one that exceeds a limit is excluded and the
 rest solved again. CBC was caught calling worse policies Optimal in every configuration tried
 (1 of 30 programs of the papers' networks without its preprocessing, by 2e-5; 5 of 1,000 tiny ones
-with it, by up to 5 %), but not in both configurations at once. So a claim of CBC counts as proven
-only if both agree; where they do not, or one dies, HiGHS decides and stands in the certificate.
+with it, by up to 5 %), but not in both configurations at once. So a claim of CBC is proven by the
+list search (``several_limits.py``) or, where that cannot, counts only if both configurations agree;
+where they do not, or one dies, HiGHS decides and stands in the certificate.
 """
 
 from __future__ import annotations

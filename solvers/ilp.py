@@ -9,7 +9,7 @@ Facts this adapter is built around (all met in practice):
   indicators are around 0.005, so it stops early and says Optimal. The objective is scaled, and
   ``increment 1e-9`` given.
 * CBC calls worse policies Optimal now and then, with its integer preprocessing and without, at
-  every scale and tolerance tried. ``hunt.py`` asks it both ways before it is believed.
+  every scale and tolerance tried. It is proven by others, or asked both ways (``hunt.py``).
 * HiGHS stops at a relative gap of 1e-4 unless told otherwise. Both gaps are set to 0.
 * After a time-out PuLP says "Optimal"; only ``sol_status`` tells. Without an incumbent, or when
   infeasible, the variables still hold numbers. Both fields are read, and every pick checked.

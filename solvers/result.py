@@ -31,7 +31,7 @@ class SolveRequest:
         alpha: weight of the weight indicators in the objective.
         accounting: how costs are counted.
         repair: rule for indicators that rise with bits.
-        solver: ``auto`` = HiGHS for one limit, CBC for several.
+        solver: ``auto`` = HiGHS for one limit; CBC for several, proven by the list search.
         time_limit_s: seconds the backend may take.
         prices: ``relaxed`` (nearly free), ``resolved`` (one more solve a limit) or ``none``.
         explain: on infeasible, find out why (more solves where limits clash together).

@@ -5,7 +5,9 @@ Ties are broken in a fixed order, so that the same tables give the same policy:
 1. an option that equals another one of its unit in objective and uses more is never taken;
 2. where units are interchangeable (same options, objectives and uses), the earlier one gets the
    wider option;
-3. what is left is decided by the backend, run on one thread from a fixed seed over variables in
+3. under several limits, where the list search proves: the policy that uses less of the first
+   limit, then of the second;
+4. what is left is decided by the backend, run on one thread from a fixed seed over variables in
    execution order: the same versions answer the same.
 """
 
