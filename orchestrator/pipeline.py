@@ -20,7 +20,9 @@ from orchestrator.config import LoadedConfig
 from orchestrator.drift import refuse_drift
 from orchestrator.errors import ExitCode, InterruptedRunError, TerminatedRunError
 from orchestrator.evidence import evidence_parts
+from orchestrator.images_at_hand import require_path
 from orchestrator.ledger import USEFUL, overhead_share
+from orchestrator.literature import rows_named
 from orchestrator.metamix_step import metamix_steps
 from orchestrator.outcomes import costs_record, failed_record, search_metrics
 from orchestrator.parallel_phases import phase_steps
@@ -53,6 +55,9 @@ def run_experiment(loaded: LoadedConfig, donors: tuple[RunStore, ...] = ()) -> E
         UserError: refused, interrupted or out of resources; its exit code says which.
     """
     config = loaded.config
+    # Before the run has a folder: a stored configuration without images would be drift later.
+    require_path(config)
+    rows_named(config.reports)
     store = RunStore(config.runs_dir, config.name)
     others = tuple(donor for donor in donors if donor.root != store.root)
     with attempt(store, config, donors=others) as session:

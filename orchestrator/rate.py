@@ -31,8 +31,12 @@ def stated_rate(config: ExperimentConfig, images_per_second: float | None) -> Ra
     return None
 
 
-def measured_rate(config: ExperimentConfig) -> Rate:
+def measured_rate(config: ExperimentConfig, seconds: float = 5.0) -> Rate:
     """A few training steps on this machine, at the real resolution, on random pixels.
+
+    Args:
+        config: the network, its candidates and its images' size.
+        seconds: of measuring.
 
     Raises:
         ModelError: the network cannot be built or quantized.
@@ -46,6 +50,7 @@ def measured_rate(config: ExperimentConfig) -> Rate:
         input_shape(config.data.spec()),
         bit_choices(config),
         pins=pin_rules(config),
+        seconds=seconds,
     )
     threads = f", {found.threads} threads" if found.device == "cpu" else ""
     return Rate(
