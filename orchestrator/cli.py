@@ -25,6 +25,7 @@ from orchestrator.errors import ExitCode, ResourceError, UserError
 VERBS: Mapping[str, str] = {
     "run": "Run an experiment, or go on with it where it stopped.",
     "plan": "Say what a run would do, and which limits are infeasible; touches nothing.",
+    "study": "Run methods x budgets x seeds, and put them into one table.",
     "status": "Say how a run stands; needs no cluster.",
     "report": "Write a run's report and figures again from its records.",
     "compare": "Put the results of several runs into one table.",

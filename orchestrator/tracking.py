@@ -9,13 +9,10 @@ line in the outcome, and what was not mirrored stays on the list.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +23,14 @@ from orchestrator.leftovers import sha256_of
 from orchestrator.mirror_state import MirrorError, MirrorState, exclusive, read_state, write_state
 from orchestrator.records import RunRecord, State
 from orchestrator.redact import redacted, redacted_text
+from orchestrator.results import results_of
+from orchestrator.runs import newest_records
 from orchestrator.store import RunStore
+from orchestrator.tracking_tables import log_results, results_table
+from orchestrator.tracking_values import flat, method_metrics, milliseconds, named
 from orchestrator.yaml_source import dump_yaml
 
-_TAG_RECORD, _TAG_RUN = "mpq.record", "mpq.run_id"
+_TAG_RECORD, _TAG_RUN, _TAG_KIND = "mpq.record", "mpq.run_id", "mpq.kind"
 _PARENT = "run"
 # Without it MLflow's pages open on tables of language-model traces.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -39,6 +40,7 @@ _LOCK_WAIT_S, _SCHEMA_WAIT_S = 10.0, 120.0
 _MAX_ARTIFACT_BYTES = 8 << 20
 _ARTIFACT_SUFFIXES = (".json", ".png", ".svg", ".md", ".html", ".csv", ".parquet", ".yaml")
 _RUN_FILES = ("report.md", "report.html", "runs.parquet", "figures/*", "policies/*")
+_STUDY_FILES = ("report.md", "report.html", "results.csv", "results.json", "figures/*")
 _MLFLOW_STATUS = {
     State.FAILED: "FAILED", State.DIVERGED: "FAILED", State.TIMEOUT: "FAILED",
     State.BLOCKED: "KILLED", State.INTERRUPTED: "KILLED",
@@ -146,6 +148,11 @@ class Mirror:
                         self._mirror(index, parent, view.run_id, record, appended_utc)
                         state.mirrored.add(record.record_id)
                 self._mirror_run_files(parent, state)
+                if any(e.kind == events.RUN_FINISHED for e in view.entries):
+                    self._mirror_methods(index, parent, view)
+                    results = results_of(self._store.name, newest_records(view))
+                    if results.rows:
+                        log_results(self._client, parent, results_table(results))
                 self._end_parent(parent, view)
         except Exception as fault:
             error = _told(fault)
@@ -158,6 +165,21 @@ class Mirror:
             pending=len(missing),
             error=error,
         )
+
+    def log_study(self, name: str, columns: Mapping[str, list[str]]) -> None:
+        """The study as a run: its table, its report and its figures."""
+        self._connect()
+        index = self._read_index(f"study/{name}")
+        tags = {_TAG_RECORD: _PARENT, _TAG_RUN: f"study/{name}", _TAG_KIND: "study"}
+        found = self._create(index, _PARENT, f"{name} (study)", 0, tags, {})
+        log_results(self._client, found, columns)
+        root = self._store.root
+        for pattern in _STUDY_FILES:
+            for path in sorted(root.glob(pattern)):
+                if _fit_to_show(path):
+                    folder = path.parent.relative_to(root).as_posix()
+                    self._client.log_artifact(found, str(path), None if folder == "." else folder)
+        self._client.set_terminated(found, "FINISHED")
 
     def _connect(self) -> None:
         if self._client is not None:
@@ -218,9 +240,10 @@ class Mirror:
         started = next((e for e in view.entries if e.kind == events.RUN_STARTED), None)
         tags = {
             _TAG_RECORD: _PARENT, _TAG_RUN: view.run_id, "mpq.run": self._store.name,
+            _TAG_KIND: "run", "mpq.seed": str(self._config.get("seed", "")),
             "mpq.method": str(self._config.get("method", "")),
         }  # fmt: skip
-        start_ms = _milliseconds(started.time_utc) if started else 0
+        start_ms = milliseconds(started.time_utc) if started else 0
         return self._create(index, _PARENT, self._store.name, start_ms, tags, self._flat_config())
 
     def _mirror(
@@ -230,12 +253,13 @@ class Mirror:
 
         # Both are in the journal, so a replay gives the same stamps.
         wall_ms = round(record.wall_s * 1000)
-        end_ms = _milliseconds(appended_utc)
+        end_ms = milliseconds(appended_utc)
         if record.started_utc:
-            end_ms = _milliseconds(record.started_utc) + wall_ms
+            end_ms = milliseconds(record.started_utc) + wall_ms
         start_ms = end_ms - wall_ms
         tags = {
             _TAG_RECORD: record.record_id, _TAG_RUN: run_id, "mlflow.parentRunId": parent,
+            _TAG_KIND: "record",
             "mpq.run": record.run, "mpq.key": record.key, "mpq.phase": record.phase,
             "mpq.method": record.method, "mpq.state": str(record.state),
             "mpq.attempt": str(record.attempt), "mpq.device": record.device,
@@ -249,7 +273,7 @@ class Mirror:
         params |= {"seed": str(record.seed)} if record.seed is not None else {}
         found = self._create(index, record.record_id, record.step, start_ms, tags, params)
         values = {**record.metrics, **{f"spent/{k}": v for k, v in record.costs.items()}}
-        metrics = [Metric(_named(key), float(v), end_ms, 0) for key, v in values.items()]
+        metrics = [Metric(named(key), float(v), end_ms, 0) for key, v in values.items()]
         for start in range(0, len(metrics), 500):
             self._client.log_batch(found, metrics=metrics[start : start + 500])
         for role, relative in record.outputs.items():
@@ -258,6 +282,24 @@ class Mirror:
                 self._client.log_artifact(found, str(path), role.replace(":", "-"))
         status = _MLFLOW_STATUS.get(record.state, "FINISHED")
         self._client.set_terminated(found, status, end_time=end_ms)
+
+    def _mirror_methods(self, index: _Index, parent: str, view: JournalView) -> None:
+        """One child a method, with the same metric keys for all: search cost in one chart."""
+        from mlflow.entities import Metric
+
+        time_ms = milliseconds(view.entries[-1].time_utc)
+        seed = str(self._config.get("seed", ""))
+        methods = method_metrics(self._store.name, newest_records(view))
+        for method, values in methods.items():
+            tags = {
+                _TAG_RECORD: f"method/{method}", _TAG_RUN: view.run_id, _TAG_KIND: "method",
+                "mlflow.parentRunId": parent, "mpq.run": self._store.name, "mpq.method": method,
+                "mpq.seed": seed,
+            }  # fmt: skip
+            found = self._create(index, f"method/{method}", method, time_ms, tags, {"seed": seed})
+            metrics = [Metric(named(key), float(v), time_ms, 0) for key, v in values.items()]
+            self._client.log_batch(found, metrics=metrics)
+            self._client.set_terminated(found, "FINISHED", end_time=time_ms)
 
     def _create(
         self,
@@ -278,13 +320,13 @@ class Mirror:
                 self._experiment_id, start_time=start_ms, tags=clipped, run_name=name
             )
             found = index.runs[identity] = str(run.info.run_id)
-        pairs = [Param(_named(key), value[:_MAX_TEXT]) for key, value in params.items()]
+        pairs = [Param(named(key), value[:_MAX_TEXT]) for key, value in params.items()]
         for start in range(0, len(pairs), 100):
             self._client.log_batch(found, params=pairs[start : start + 100])
         return found
 
     def _flat_config(self) -> dict[str, str]:
-        return dict(_flat(self._config, ""))
+        return dict(flat(self._config, ""))
 
     def _mirror_run_files(self, parent: str, state: MirrorState) -> None:
         """Report, tables, figures and policies of the run, when they are new or changed."""
@@ -322,28 +364,28 @@ class Mirror:
         if last.kind == events.RUN_INTERRUPTED:
             status = "KILLED"
         self._client.set_tag(parent, "mpq.exit_code", str(code))
-        self._client.set_terminated(parent, status, end_time=_milliseconds(last.time_utc))
+        self._client.set_terminated(parent, status, end_time=milliseconds(last.time_utc))
+
+
+def mirror_study(
+    store: RunStore, tracking: TrackingConfig, name: str, columns: Mapping[str, list[str]]
+) -> str:
+    """Log a study's table, report and figures as a run of the study's experiment.
+
+    ``store`` is the study's folder, taken as a run's for the place of the database; ``columns`` is
+    its table. Returns an error, or an empty text.
+    """
+    if not tracking.enabled:
+        return ""
+    try:
+        Mirror(store, tracking, {}).log_study(name, columns)
+    except Exception as fault:
+        return _told(fault)
+    return ""
 
 
 def _fit_to_show(path: Path) -> bool:
     return path.suffix in _ARTIFACT_SUFFIXES and path.stat().st_size <= _MAX_ARTIFACT_BYTES
-
-
-def _named(key: str) -> str:
-    """A name MLflow takes; it refuses the whole batch for one odd character."""
-    return re.sub(r"[^\w\-./ ]", "_", key, flags=re.ASCII)[:250]
-
-
-def _milliseconds(time_utc: str) -> int:
-    return round(datetime.fromisoformat(time_utc).timestamp() * 1000) if time_utc else 0
-
-
-def _flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value if isinstance(value, str) else json.dumps(value)
 
 
 def _told(error: Exception) -> str:

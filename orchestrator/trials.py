@@ -25,6 +25,7 @@ def run_trials(
     folder: Path,
     label: str,
     concurrent: int,
+    resources: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run ``work(name)`` for every name on the connected cluster.
 
@@ -34,6 +35,7 @@ def run_trials(
         folder: where Tune keeps its state.
         label: beginning of the experiment's name.
         concurrent: trials at once.
+        resources: what a trial asks for besides a hundredth of a CPU, e.g. a certain node.
 
     Returns:
         Name -> what its work returned.
@@ -47,7 +49,7 @@ def run_trials(
         tune.report({**work(config["name"]), "name": config["name"]})
 
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"CPU": TRIAL_CPUS}),
+        tune.with_resources(trial, {"CPU": TRIAL_CPUS, **(resources or {})}),
         param_space={"name": tune.grid_search(list(names))},
         tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
         run_config=tune.RunConfig(

@@ -19,25 +19,43 @@ from orchestrator.errors import ExitCode
     show_default=True, help="How to print.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-def command(runs: tuple[str, ...], runs_dir: str, form: str, as_json: bool) -> ExitCode:
-    """Compare RUNS: names, run folders or experiment files; the first is the reference."""
-    from rich.console import Console
+@click.option("--csv", "as_csv", is_flag=True, help="The same as --format csv.")
+@click.option("--md", "as_md", is_flag=True, help="The same as --format md.")
+@click.option("--literature", is_flag=True, help="Beside them, what the papers report.")
+def command(
+    runs: tuple[str, ...], runs_dir: str, form: str, as_json: bool, as_csv: bool, as_md: bool,
+    literature: bool,
+) -> ExitCode:  # fmt: skip
+    """Compare RUNS: names, run folders, experiment or study files; the first is the reference.
 
-    from orchestrator.compare import as_values, compare, read_runs
-    from orchestrator.runs import find_run
-    from orchestrator.tables_text import markdown_table, terminal_table
+    Prints accuracy, drop, BitOps, size, in which layers policies differ, search cost by phase and
+    per device, how stable policies are between the runs, and what makes them incomparable.
+    """
+    from orchestrator.compare import as_values, compare
+    from orchestrator.compare_inputs import read_runs
+    from orchestrator.compare_text import comparison_markdown, literature_rows, print_comparison
+    from orchestrator.errors import StoreError
+    from orchestrator.study_store import find_runs
 
-    read = read_runs([find_run(run, runs_dir) for run in runs])
+    read = read_runs([store for run in runs for store in find_runs(run, runs_dir)])
+    if not read.runs:
+        told = "; ".join(f"{label}: {why}" for label, why in read.unread.items())
+        raise StoreError("no run could be read", why=told)
     found = compare(read)
-    if as_json or form == "json":
-        click.echo(json.dumps(as_values(read, found), indent=1))
+    reported = literature_rows(read) if literature else []
+    form = "json" if as_json else "csv" if as_csv else "md" if as_md else form
+    if form == "json":
+        values = as_values(read, found)
+        if literature:
+            values["reported"] = [row.to_json() for row in reported]
+        click.echo(json.dumps(values, indent=1))
         return ExitCode.DONE
     if form == "csv":
-        csv.writer(sys.stdout).writerows([found.columns, *found.rows])
+        csv.writer(sys.stdout, lineterminator="\n").writerows([found.columns, *found.rows])
     elif form == "md":
-        click.echo(markdown_table(found.columns, found.rows))
+        click.echo(comparison_markdown(found, reported))
     else:
-        terminal_table("comparison", found.columns, found.rows, Console())
+        print_comparison(found, reported)
     for warning in found.warnings:
         click.echo(f"note: {warning}", err=True)
     for run, lines in found.differences.items():

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from orchestrator import events
-from orchestrator.compare import as_values, compare, read_runs
 from orchestrator.journal import JournalView, read_journal
 from orchestrator.records import RunRecord, State
 from orchestrator.report import write_report
@@ -196,28 +195,3 @@ def test_status_of_a_run_that_is_going_on(tmp_path: Path) -> None:
     with store.opened():
         assert run_status(store).state == "running"
         assert "process" in run_status(store).owner
-
-
-def test_compare_warns_of_what_makes_runs_incomparable(tmp_path: Path) -> None:
-    other = tuple(
-        RunRecord.from_json({**r.to_json(), "facts": {"data_fingerprint": "data-2"}})
-        if r.phase == "pretrain"
-        else r
-        for r in RECORDS
-    )
-    stores = [_run(tmp_path, "a"), _run(tmp_path, "b", seed=1, records=other)]
-    found = compare(read_runs(stores))
-    assert found.warnings == (
-        "b differs from a in data: data-2 against data-1", "b differs from a in seed: 1 against 0",
-    )  # fmt: skip
-    assert found.differences == {"b": ("seed: 0 -> 1",)}
-    assert [row[0] for row in found.rows] == ["a"] * 6 + ["b"] * 6
-    values = as_values(read_runs(stores), found)
-    assert values["runs"][1]["rows"][0]["top1"] == 97.5
-
-
-def test_runs_of_one_name_and_one_seed_are_told_apart_and_claim_no_interval(tmp_path: Path) -> None:
-    stores = [_run(tmp_path / "x"), _run(tmp_path / "y")]
-    found = compare(read_runs(stores))
-    assert {row[0] for row in found.rows} == {str(store.root) for store in stores}
-    assert found.warnings == ("all results are of seed 0: no interval is claimed",)
