@@ -47,9 +47,15 @@ def evaluate(
     sums = torch.zeros(4, dtype=torch.float64, device=context.device)
     share = max(1, batch_size // context.world_size)
     with evaluating(model):
-        for x, y in evaluation_batches(images, share, context.rank, context.world_size):
-            logits = model(x.to(context.device)).float()
-            target = y.to(context.device)
+        for x, y in evaluation_batches(
+            images,
+            share,
+            context.rank,
+            context.world_size,
+            pinned=context.device.startswith("cuda"),
+        ):
+            logits = model(x.to(context.device, non_blocking=True)).float()
+            target = y.to(context.device, non_blocking=True)
             meter.forward(len(target))
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices
             hits = top.eq(target[:, None])

@@ -4,7 +4,7 @@ A phase hands over *moves*. A move is one optimizer update: ``accumulate`` runs 
 wants on the batch and leaves gradients behind; the loop averages them over ranks in a single
 collective, checks that they are finite, clips, steps and schedules. LIMPQ's joint step is one move
 of n + 1 passes; MetaMix's second epoch is two moves on the same batch; plain training is one move
-of one pass.
+of one pass. Where the recipe accumulates, the loop hands a move the batch in parts.
 
 The loop owns position, checkpoints, reports and stopping, so that they are the same for all.
 """
@@ -24,10 +24,13 @@ from torch import Tensor, nn
 from trainers.checkpoint import Checkpoints, buffers_of
 from trainers.data.batches import Batch, BatchPlan
 from trainers.distributed import average_norm_statistics, check_same, reduce_gradients
-from trainers.errors import DivergedError, InterruptedPhaseError
+from trainers.errors import DivergedError, InterruptedPhaseError, ModelError
+from trainers.loss_scale import LEAST
 from trainers.meters import Meter
 from trainers.optim import set_learning_rate
 from trainers.phases import Cost, PhaseContext
+from trainers.precision import loss_scale_of
+from trainers.quant.bank import StepBank
 from trainers.seeds import derive
 
 # Updates between checkpoints inside an epoch: ImageNet at batch 256 has 5,005 updates an epoch.
@@ -186,26 +189,72 @@ class Training:
             if saved.get(move.name) is not move.optimizer:
                 raise ValueError(f"move {move.name!r} is not among those of the last update")
             move.optimizer.zero_grad(set_to_none=True)
-            loss = move.accumulate(batch, update)
             parameters = move.parameters()
+            loss = self._passes(move, batch, update, parameters)
             mean_loss, num_stopping = reduce_gradients(parameters, loss, self.context.should_stop())
             largest = _largest_entries([p.grad for p in parameters])
-            self._refuse_divergence(move, mean_loss, max(largest, key=_size), update)
-            if move.clip_grad_value is not None:
-                nn.utils.clip_grad_value_(parameters, move.clip_grad_value)
-            if move.drop_zero_grads:
-                for parameter, entry in zip(parameters, largest, strict=True):
-                    if entry == 0.0:
-                        parameter.grad = None
-            if move.learning_rate is not None:
-                set_learning_rate(move.optimizer, move.learning_rate(update))
-            move.optimizer.step()
+            if not self._overflowed(mean_loss, max(largest, key=_size)):
+                self._refuse_divergence(move, mean_loss, max(largest, key=_size), update)
+                _step(move, parameters, largest, update)
             if move.after is not None:
                 move.after(update)
             name = f"{move.name}_loss"
             self._losses[name] = self._losses.get(name, 0.0) + mean_loss
             wants_to_stop = wants_to_stop or num_stopping > 0
         return wants_to_stop
+
+    def _passes(
+        self, move: Move, batch: Batch, update: int, parameters: list[nn.Parameter]
+    ) -> Tensor:
+        """The move's passes on the batch, part by part; leaves the gradient of its mean loss."""
+        scale = loss_scale_of(self.model)
+        if scale is not None:
+            scale.used = False
+        parts = self.plan.accumulate
+        if parts == 1:
+            loss = move.accumulate(batch, update)
+        else:
+            if update == 0 and any(isinstance(m, StepBank) for m in self.model.modules()):
+                self._start_from_whole(move, batch)
+            meter = self.meter
+            before = (meter.forward_passes, meter.backward_passes)
+            each = zip(*(tensor.chunk(parts) for tensor in batch), strict=True)
+            loss = torch.stack([move.accumulate(part, update).detach() for part in each]).mean()
+            # A pass is one over a global batch, in however many parts.
+            meter.forward_passes = before[0] + (meter.forward_passes - before[0]) // parts
+            meter.backward_passes = before[1] + (meter.backward_passes - before[1]) // parts
+        if scale is not None and not scale.used:
+            raise ModelError(f"{move.name} does not scale its loss; use precision bf16 or fp32")
+        factor = 1.0 / (parts * (1.0 if scale is None else scale.value))
+        if factor != 1.0:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        return loss
+
+    def _start_from_whole(self, move: Move, batch: Batch) -> None:
+        """Let the first passes of all see the whole share, without gradients.
+
+        They start the activations' step sizes, which must not depend on how a batch is cut.
+        BatchNorm statistics are put back.
+        """
+        kept = {n: b.clone() for n, b in self.model.named_buffers() if _is_statistic(n)}
+        num_backward = self.meter.backward_passes
+        with torch.no_grad():
+            move.accumulate(batch, 0)
+            self.meter.backward_passes = num_backward
+            for name, buffer in self.model.named_buffers():
+                if name in kept:
+                    buffer.copy_(kept[name])
+
+    def _overflowed(self, loss: float, largest: float) -> bool:
+        """Whether a scaled gradient left float16's range: such an update is skipped."""
+        scale = loss_scale_of(self.model)
+        if scale is None or not math.isfinite(loss):
+            return False
+        overflowed = not math.isfinite(largest)
+        scale.after_update(overflowed=overflowed)
+        return overflowed and scale.value >= LEAST
 
     def _refuse_divergence(self, move: Move, loss: float, largest: float, update: int) -> None:
         """Stop before the step: after it, a NaN would be in the weights too.
@@ -241,6 +290,9 @@ class Training:
             "losses": self._losses,
             "metrics": self._metrics,
         }
+        scale = loss_scale_of(self.model)
+        if scale is not None:
+            shared["loss_scale"] = scale.state_dict()
         checkpoints.save(update, shared, {"buffers": buffers_of(self.model)})
 
     def _restore(self, checkpoints: Checkpoints) -> int:
@@ -255,6 +307,9 @@ class Training:
             optimizer.load_state_dict(shared["optimizers"][name])
         for name, value in self.extra.items():
             value.load_state_dict(shared["extra"][name])
+        scale = loss_scale_of(self.model)
+        if scale is not None:
+            scale.load_state_dict(shared["loss_scale"])
         self.meter.before = Cost(**shared["cost"])
         self._losses, self._metrics = shared["losses"], shared["metrics"]
         return update
@@ -262,6 +317,21 @@ class Training:
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Every optimizer there is, by its move's name."""
         return {move.name: move.optimizer for move in self.moves(self.total_updates - 1)}
+
+
+def _step(
+    move: Move, parameters: list[nn.Parameter], largest: Sequence[float], update: int
+) -> None:
+    """Clip, schedule and step."""
+    if move.clip_grad_value is not None:
+        nn.utils.clip_grad_value_(parameters, move.clip_grad_value)
+    if move.drop_zero_grads:
+        for parameter, entry in zip(parameters, largest, strict=True):
+            if entry == 0.0:
+                parameter.grad = None
+    if move.learning_rate is not None:
+        set_learning_rate(move.optimizer, move.learning_rate(update))
+    move.optimizer.step()
 
 
 def _largest_entries(tensors: Sequence[Tensor | None]) -> list[float]:
@@ -274,6 +344,10 @@ def _largest_entries(tensors: Sequence[Tensor | None]) -> list[float]:
         return [-1.0] * len(tensors)
     norms = iter(torch.stack([torch.linalg.vector_norm(t, math.inf) for t in found]).tolist())
     return [next(norms) if t is not None and t.numel() else -1.0 for t in tensors]
+
+
+def _is_statistic(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
 
 
 def _size(value: float) -> float:

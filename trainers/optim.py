@@ -54,7 +54,13 @@ def make_sgd(
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov and recipe.momentum > 0,
+        fused=fused(parameters),
     )
+
+
+def fused(parameters: Iterable[nn.Parameter]) -> bool | None:
+    """One kernel for all parameters where they are on a GPU; elsewhere torch's own choice."""
+    return True if any(p.is_cuda for p in parameters) else None
 
 
 def num_updates(recipe: OptimizerConfig, batches_per_epoch: int) -> int:

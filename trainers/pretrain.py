@@ -12,6 +12,7 @@ from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
 from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import PhaseContext, PhaseResult, PhaseSpec
+from trainers.precision import backward, run_as
 from trainers.recipes import PretrainConfig
 from trainers.results import finish_phase, load_result
 from trainers.setup import make_data, make_network, make_plan
@@ -27,10 +28,11 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     if done is not None:
         return done
     recipe: PretrainConfig | None = spec.config
-    data = make_data(spec)
+    data = make_data(spec, context)
     model = make_network(spec, context)
     meter = Meter(context.device)
     if recipe is not None:
+        run_as(model, recipe)
         plan = make_plan(data.train, data, recipe, spec, context)
         total = num_updates(recipe, plan.num_batches)
 
@@ -38,7 +40,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             images, labels = batch
             loss = F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
             meter.forward(len(labels))
-            loss.backward()
+            backward(model, loss)
             meter.backward()
             return loss
 

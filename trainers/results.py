@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from solvers.atomic import write_atomically
 from trainers.checkpoint import Checkpoints
+from trainers.data.bad_samples import skipped_images
 from trainers.errors import CheckpointError
 from trainers.phases import Cost, PhaseResult
 
@@ -25,6 +26,10 @@ def finish_phase(step_dir: Path, result: PhaseResult) -> None:
 
     Two checkpoints of weights and momentum are four times the network, for every policy trained.
     """
+    # A batch of policies shares its images, so their list is one folder up.
+    skipped = skipped_images(step_dir) or skipped_images(step_dir.parent)
+    if skipped:
+        result = replace(result, facts={**result.facts, "skipped_images": skipped})
     save_result(step_dir / "result.json", result)
     Checkpoints(step_dir / "checkpoints", rank=0).clear()
 

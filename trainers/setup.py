@@ -18,6 +18,7 @@ from trainers.errors import ModelError
 from trainers.meters import Meter
 from trainers.models import build_model
 from trainers.phases import PhaseContext, PhaseSpec
+from trainers.precision import run_as
 from trainers.quant.batchnorm import BatchNormMode
 from trainers.quant.handle import QuantNetwork
 from trainers.quant.options import QuantOptions
@@ -52,8 +53,8 @@ def make_network(spec: PhaseSpec, context: PhaseContext) -> nn.Module:
     return model
 
 
-def make_data(spec: PhaseSpec) -> ImageData:
-    """The images of the specification.
+def make_data(spec: PhaseSpec, context: PhaseContext | None = None) -> ImageData:
+    """The images of the specification; those that are skipped are listed in the step's folder.
 
     Raises:
         ModelError: the classifier is narrower than the data has classes.
@@ -64,6 +65,8 @@ def make_data(spec: PhaseSpec) -> ImageData:
             f"{spec.data.name} has {data.num_classes} classes and {spec.model.name} was built for "
             f"{spec.model.num_classes}; set model.num_classes"
         )
+    if data.bad is not None and context is not None:
+        data.bad.write_to(context.step_dir, context.rank)
     return data
 
 
@@ -85,6 +88,8 @@ def make_plan(
         augment=data.augment if recipe.augment else None,
         rank=context.rank,
         world_size=context.world_size,
+        accumulate=recipe.accumulate,
+        pinned=context.device.startswith("cuda"),
     )
 
 
@@ -118,11 +123,13 @@ def quantize(
             step_range=recipe.step_clamp,
             grad_scale=recipe.grad_scale,
             negative_inputs=recipe.negative_inputs,
+            compiled=recipe.compile_quantizer,
             quantizer="lsq" if pact is None else "pact",
             clip_start=None if pact is None else pact.clip_start,
         ),
     )
-    network.set_world_size(context.world_size)
+    network.set_world_size(context.world_size, accumulation=recipe.accumulate)
+    run_as(network.model, recipe)
     return network
 
 

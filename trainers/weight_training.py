@@ -31,6 +31,7 @@ from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
 from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
+from trainers.precision import backward, run_as
 from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
 from trainers.recipes import TrainConfig
@@ -60,7 +61,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         The sum over the batch; ``metrics`` counts the policies trained and diverged.
     """
     costs = load_costs(Path(spec.inputs["costs"]))
-    data = make_data(spec)
+    data = make_data(spec, context)
     results = []
     for role, path in spec.inputs.items():
         kind, _, entry = role.partition(":")
@@ -117,6 +118,8 @@ def train_policy(
         _inherit_steps(network, Path(spec.inputs["act_steps"]), policy)
 
     task = make_loss(recipe.distillation, recipe.label_smoothing, spec, context)
+    if task.teacher is not None:
+        run_as(task.teacher, recipe, always=True)
     average = MovingAverage(model, recipe.ema_decay) if recipe.ema_decay is not None else None
     freezing = ProgressiveFreezing(network, recipe.freezing, total) if recipe.freezing else None
 
@@ -128,7 +131,7 @@ def train_policy(
         if update == 0 and average is not None:
             average.restart()  # this pass gave the activations' step sizes their start
         meter.forward(len(labels))
-        loss.backward()
+        backward(model, loss)
         meter.backward()
         return loss
 

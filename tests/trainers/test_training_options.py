@@ -139,6 +139,10 @@ def test_freezing_stops_more_layers_stage_by_stage(start, tmp_path):
         {"freezing": FreezingConfig(stages=2, share=0.9)},
         {"distillation": DistillationConfig()},
         {"quantizer_lr_factor": 0.01},
+        {"precision": "bf16", "distillation": DistillationConfig()},
+        {"precision": "fp16"},
+        {"channels_last": True, "precision": "bf16"},
+        {"accumulate": 4},
     ],
     ids=lambda option: next(iter(option)),
 )

@@ -49,6 +49,7 @@ from trainers.metamix.target import Target, make_target
 from trainers.meters import Meter, device_name
 from trainers.optim import make_sgd, num_updates
 from trainers.phases import PhaseContext, PhaseResult, PhaseSpec
+from trainers.precision import backward
 from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
 from trainers.results import finish_phase, load_result
@@ -97,7 +98,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             loss = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
             meter.forward(len(labels))
             penalty = config.complexity_decay * expected_cost(target, architecture) / unit
-            (loss + penalty.to(loss.dtype)).backward()
+            backward(model, loss + penalty.to(loss.dtype))
             meter.backward()
         return loss.detach()
 
@@ -148,8 +149,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             "num_updates": total,
             "limits": list(search.limits),
             "accounting": accounting.name,
-            "in_band": found.cost <= target.bound,
-            "fills_band": found.in_band,
+            "in_band": found.in_band,
             "changed_layers": list(found.changed),
             "policy_id": policy.policy_id,
             "argmax_policy_id": before.policy_id,

@@ -32,6 +32,7 @@ class BatchPlan:
         augment: changes drawn for every training image; None for none.
         seed: the run's seed.
         stream: name of the random stream, so two phases of a run shuffle differently.
+        accumulate: equal parts of a rank's share that the loop passes through one by one.
         pinned: batches in page-locked memory, for a GPU.
     """
 
@@ -42,6 +43,7 @@ class BatchPlan:
     augment: AugmentSpec | None = None
     rank: int = 0
     world_size: int = 1
+    accumulate: int = 1
     pinned: bool = False
 
     def __post_init__(self) -> None:
@@ -49,6 +51,11 @@ class BatchPlan:
             raise DataError(
                 f"batch size {self.batch_size} cannot be shared equally by {self.world_size} "
                 "workers; choose a multiple of the number of workers"
+            )
+        if self.batch_size % (self.world_size * self.accumulate):
+            raise DataError(
+                f"batch size {self.batch_size} on {self.world_size} workers cannot be passed in "
+                f"{self.accumulate} equal parts; choose a multiple of workers x accumulate"
             )
         if self.num_batches == 0:
             raise DataError(

@@ -31,6 +31,7 @@ from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
 from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import PhaseContext, PhaseResult, PhaseSpec
+from trainers.precision import backward
 from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
 from trainers.results import finish_phase, load_result
@@ -60,7 +61,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     recipe: IndicatorConfig = spec.config
     assert spec.choices is not None, "the plan gives every search phase its candidates"
     costs = load_costs(Path(spec.inputs["costs"]))
-    data = make_data(spec)
+    data = make_data(spec, context)
     pins = spec.pins
     if not recipe.quantize_pinned:
         pins = tuple((re.escape(layer.name), 0, 0) for layer in costs if layer.pinned)
@@ -207,7 +208,7 @@ class JointStep:
         self.meter.forward(len(labels))
         num_passes = num_uniform + (self.recipe.random_pass != "none")
         scale = 1.0 if self.recipe.aggregate == "sum" else 1.0 / num_passes
-        (loss * scale).backward()
+        backward(self.network.model, loss * scale)
         self.meter.backward()
         return loss.detach()
 

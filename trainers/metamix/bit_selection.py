@@ -19,6 +19,7 @@ from solvers.storage import save_policy
 from solvers.tables import CostTable, LayerBits
 from trainers.checkpoint import save_tensors, state_hash
 from trainers.distributed import barrier
+from trainers.errors import ModelError
 from trainers.loop import Move, Training
 from trainers.metamix import meta, meta_state
 from trainers.metamix.architecture import Architecture, units_of
@@ -55,6 +56,11 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         return done
     config: BitSelectionConfig = spec.config
     recipe = config.metamix
+    if recipe.meta.accumulate > 1 and not recipe.search.fixed_meta_state:
+        raise ModelError(
+            "metamix.meta.accumulate needs search.fixed_meta_state: without it two updates share "
+            "the gradients of one pass, which cannot be cut into parts"
+        )
     training = prepare(spec, context, recipe)
     network, costs = training.network, training.costs
     assert spec.choices is not None  # prepare refuses it otherwise

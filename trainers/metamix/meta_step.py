@@ -14,6 +14,7 @@ from torch import Tensor
 from trainers.data import Batch
 from trainers.distillation import TeacherLoss
 from trainers.meters import Meter
+from trainers.precision import backward
 from trainers.quant.handle import Bits, QuantNetwork
 
 BitMap = dict[str, Bits]
@@ -67,7 +68,7 @@ class MetaStep:
             self.network.restore_bits(bits)
             loss = self.loss(self.network.model(images), labels, soft) / len(self.passes)
             self.meter.forward(len(labels))
-            loss.backward()
+            backward(self.network.model, loss)
             self.meter.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()

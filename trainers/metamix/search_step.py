@@ -22,6 +22,7 @@ from trainers.metamix.meta_step import meta_passes
 from trainers.metamix.mix import Mixture, NormMixture
 from trainers.metamix.target import Target
 from trainers.meters import Meter
+from trainers.precision import backward
 from trainers.quant.bank import StepBank
 from trainers.quant.handle import QuantNetwork
 
@@ -64,7 +65,7 @@ class SearchStep:
                 self.architecture, relative=self.config.penalty == "relative"
             )
             total = loss + (self.config.lambda_r * penalty).to(loss.dtype)
-            total.backward()
+            backward(self.network.model, total)
             self.meter.backward()
         return total.detach()
 

@@ -19,6 +19,7 @@ from trainers.metamix.meta_step import MetaStep
 from trainers.meters import Meter
 from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import PhaseContext, PhaseSpec
+from trainers.precision import run_as
 from trainers.quant.guard import bound_step_changes
 from trainers.quant.handle import QuantNetwork
 from trainers.setup import make_data, make_network, make_plan, quantize, start_steps
@@ -94,8 +95,10 @@ def prepare(spec: PhaseSpec, context: PhaseContext, recipe: MetaMixConfig) -> Me
         raise ModelError("bit selection needs candidate bit-widths")
     meta = recipe.meta
     costs = load_costs(Path(spec.inputs["costs"]))
-    data = make_data(spec)
+    data = make_data(spec, context)
     loss = make_loss(meta.distillation, meta.label_smoothing, spec, context)
+    if loss.teacher is not None:
+        run_as(loss.teacher, meta, always=True)
     model = make_network(spec, context)
     check_network(model)
     network = quantize(
