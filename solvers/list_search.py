@@ -34,8 +34,11 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 LIST_SEARCH_VERSION = "list search/1"
 # Labels beyond which the proof is given up: about a second of work.
-DEFAULT_CAP = 40_000
+DEFAULT_CAP = 100_000
 _FIRST_PASS = 250
+# Where the lists of everything below the known policy grow past the cap, a lower ceiling is tried:
+# it admits fewer labels, and a policy found under it is the best of all.
+_CEILINGS = (1.0, 0.6, 0.36)
 # How far the other multipliers stand from the best ones, relatively.
 _AROUND = 0.2
 
@@ -78,8 +81,14 @@ def search_lists(
     around = _around(prices)
     first = _one_pass(options, room, around, known, deadline, _FIRST_PASS, whole=False)
     known = min(known, first.objective)
-    second = _one_pass(options, room, around, known, deadline, cap, whole=True)
-    return second if second.is_exact else first
+    bound = float(options.priced(prices).min(axis=1).sum() - prices @ room)
+    for share in _CEILINGS:
+        ceiling = bound + share * (known - bound)
+        second = _one_pass(options, room, around, ceiling, deadline, cap, whole=True)
+        # All that could be below a lower ceiling were looked at too; empty, it proves nothing.
+        if second.is_exact and (share == 1 or second.picks is not None):
+            return second
+    return first
 
 
 def _around(prices: Floats) -> Floats:

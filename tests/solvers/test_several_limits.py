@@ -133,7 +133,7 @@ def test_past_the_cap_the_lists_say_that_they_prove_nothing():
     _, options = laid_out(problem)
     prices = best_multipliers(options, problem.room)
     worst = sum(float(c.max()) for c in problem.cost)
-    assert not search_lists(options, problem.room, prices, worst, cap=5).is_exact
+    assert not search_lists(options, problem.room, prices, worst, cap=0).is_exact
     assert not search_lists(options, problem.room, prices, worst, deadline=0.0).is_exact
 
 
@@ -151,3 +151,45 @@ def test_it_is_deterministic_and_independent_of_what_was_known():
     assert other.is_exact
     assert one.picks.tolist() == other.picks.tolist()
     assert search(problem).picks == found.picks
+
+
+def test_whatever_the_cap_an_exact_answer_is_the_same():
+    # Small caps fail, middling ones succeed under a lower ceiling, large ones at once.
+    problem = two_limits(1)
+    _, options = laid_out(problem)
+    prices = best_multipliers(options, problem.room)
+    best = problem.objective(search(problem, solver="highs").picks)
+    known = best * 1.05
+    ends = []
+    for cap in (1, 30, 100, 300, 1000, 3000, 10_000, 100_000):
+        listed = search_lists(options, problem.room, prices, known, cap=cap)
+        ends.append(listed.is_exact)
+        if listed.is_exact:
+            assert listed.objective == pytest.approx(best, rel=1e-12), cap
+    assert ends == sorted(ends)
+    assert not ends[0]
+    assert ends[-1]
+
+
+def test_a_ceiling_without_a_policy_proves_nothing(monkeypatch):
+    # Every policy is above the lower ceilings, and the highest one overflows its cap.
+    from solvers import list_search
+
+    true_pass = list_search._one_pass
+    problem = two_limits(1)
+    _, options = laid_out(problem)
+    prices = best_multipliers(options, problem.room)
+    best = problem.objective(search(problem, solver="highs").picks)
+    ceilings = []
+
+    def one_pass(options, room, around, known, deadline, most, *, whole):
+        if whole:
+            ceilings.append(known)
+            if known >= best:
+                most = 1
+        return true_pass(options, room, around, known, deadline, most, whole=whole)
+
+    monkeypatch.setattr(list_search, "_one_pass", one_pass)
+    listed = search_lists(options, problem.room, prices, best)
+    assert len(ceilings) == len(list_search._CEILINGS)
+    assert not listed.is_exact
