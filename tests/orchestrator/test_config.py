@@ -237,6 +237,7 @@ def test_every_section_forbids_unknown_keys_and_documents_all_its_own(
     )
     config["pins"], config["groups"] = [{"match": "a"}], [{"name": "g", "match": "b"}]
     config["evidence"]["distributions"] = [{}]
+    config["evidence"]["sensitivity"] = [{}]
     node: typing.Any = config
     for part in path:
         if isinstance(node, dict) and node.get(part) is None:
