@@ -52,7 +52,7 @@ def main() -> None:
         started = time.perf_counter()
         outcome = run_sweep(
             chunks, answer_questions, tables, folder=Path(folder), key="benchmark",
-            concurrent=len(chunks),
+            concurrent=os.cpu_count() or 1,
         )  # fmt: skip
         ended = time.perf_counter()
     cores = os.cpu_count() or 1

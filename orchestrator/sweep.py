@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cells import Cell
-from orchestrator.solve_tasks import Body, Solved, SweepTables, solve_on_cluster
+from orchestrator.solve_tasks import Body, SweepTables, solve_on_cluster
 from orchestrator.trials import run_trials
 from solvers.batch import Question
+from solvers.policy import Policy
 from solvers.storage import (
     ResultRow,
     Results,
@@ -154,21 +155,20 @@ def _run_trials(
     per_task = tables.search.solves_per_task
 
     def work(name: str) -> dict[str, int]:
-        solved = solve_on_cluster(body, tables_ref, by_name[name].items, per_task)
-        _store(folder, by_name[name], solved)
-        return {"solves": len(solved.results.rows)}
+        chunk = by_name[name]
+        results = solve_on_cluster(
+            body, tables_ref, chunk.items, per_task, keep=lambda found: _keep(folder, found)
+        )
+        # Policies first, answers last: the answers' file says the chunk is done.
+        save_results(answers_path(folder, chunk), results)
+        return {"solves": len(results.rows)}
 
     run_trials(list(by_name), work, folder=folder, label=f"sweep-{key[:12]}", concurrent=concurrent)
 
 
-def _store(folder: Path, chunk: Chunk, solved: Solved) -> None:
-    """Policies first, answers last: the answers' file says the chunk is done."""
-    for policy in solved.policies:
+def _keep(folder: Path, policies: Sequence[Policy]) -> None:
+    """The first cell that ends at some bits certifies them; later ones change nothing."""
+    for policy in policies:
         path = folder / "policies" / f"{policy.policy_id}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The first cell that ends at these bits certifies them; later ones change nothing.
         if not path.exists():
             save_policy(path, policy)
-    path = answers_path(folder, chunk)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_results(path, solved.results)

@@ -1,0 +1,67 @@
+"""Solves in batches: order of the rows, and policies kept while other batches still solve."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.instances import CHOICES, indicators
+from benchmarks.networks import resnet18
+from orchestrator.config_schema import SearchConfig
+from orchestrator.device_sweep import device_questions
+from orchestrator.solve_tasks import SweepTables, answer_questions, solve_on_cluster
+from orchestrator.sweep import _keep
+from solvers.devices import generate_devices
+from solvers.limits import parse_limit
+from solvers.storage import load_policy
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    """Tasks run when they are asked for, in this process; only the order of calls is Ray's."""
+    log = []
+
+    def remote(**options):
+        def of(body):
+            def submit(*arguments):
+                log.append("submitted")
+                return lambda: body(*arguments)
+
+            return SimpleNamespace(remote=submit)
+
+        return of
+
+    def get(task):
+        log.append("got")
+        return task()
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(remote=remote, get=get))
+    return log
+
+
+def test_rows_stay_in_order_and_policies_are_kept_as_tasks_end(fake_ray, tmp_path):
+    costs = resnet18()
+    ranges = {
+        "bitops": (parse_limit("bitops=16G"), parse_limit("bitops=40G")),
+        "weight_bytes": (parse_limit("weight_bytes=4MiB"), parse_limit("weight_bytes=6MiB")),
+    }
+    questions = device_questions(generate_devices(ranges, 7, 0), (2.0,))
+    tables = SweepTables(
+        costs=costs, choices=CHOICES, importance={"limpq": indicators(costs, 0)},
+        search=SearchConfig(), accounting="standard",
+    )  # fmt: skip
+
+    def keep(policies):
+        fake_ray.append("kept")
+        _keep(tmp_path, policies)
+
+    results = solve_on_cluster(answer_questions, tables, questions, 3, keep)
+    assert fake_ray == ["submitted"] * 3 + ["got", "kept"] * 3
+    assert [row.label for row in results.rows] == [q.label for q in questions]
+    direct = answer_questions(tables, questions).results
+    assert [r.policy_id for r in results.rows] == [r.policy_id for r in direct.rows]
+    ids = {row.policy_id for row in results.rows if row.policy_id}
+    assert {p.stem for p in (tmp_path / "policies").iterdir()} == ids
+    assert all(load_policy(tmp_path / "policies" / f"{i}.json").policy_id == i for i in ids)
