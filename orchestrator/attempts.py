@@ -11,6 +11,8 @@ from orchestrator.config import config_tree, load_config
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.ledger import Ledger
 from orchestrator.mirror_thread import MirrorThread
+from orchestrator.private import close_umask, make_private
+from orchestrator.redact import hider, redacted_arguments
 from orchestrator.session import Session
 from orchestrator.store import RunStore
 from orchestrator.tracking import Mirror
@@ -36,14 +38,18 @@ def attempt(
         LockedError: another process runs it.
     """
     ledger = Ledger()
-    with store.opened() as journal:
+    close_umask()
+    hide = hider(config_tree(config))
+    with store.opened(hide) as journal:
+        make_private(store.root)
         session = Session(
             config=config,
             store=store,
             journal=journal,
             ledger=ledger,
-            command=shlex.join(["mpq", *sys.argv[1:]]),
+            command=shlex.join(["mpq", *redacted_arguments(sys.argv[1:])]),
             quiet=quiet,
+            hide=hide,
             donors=donors,
         )
         mirror = None

@@ -7,6 +7,7 @@ machine happens to offer. With an address it joins that cluster and leaves it ru
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -19,6 +20,10 @@ from orchestrator.cluster_config import ClusterConfig
 from orchestrator.errors import ResourceError
 from orchestrator.head_watch import HeadWatch
 from orchestrator.ledger import Ledger
+from orchestrator.open_cluster import refuse_open_cluster
+from orchestrator.private import ensure_token
+
+log = logging.getLogger(__name__)
 
 # Workers share what the trial drivers of Ray Tune leave: one of those asks for 0.01 CPU, so
 # workers that asked for whole cores would wait for ever on a machine that is exactly big enough.
@@ -65,16 +70,20 @@ def set_environment() -> None:
 
 
 @contextmanager
-def ray_cluster(address: str | None) -> Iterator[Nodes]:
+def ray_cluster(address: str | None, *, insecure: bool = False) -> Iterator[Nodes]:
     """A connection to Ray for the length of the block; yields what each living node has.
 
     Args:
         address: of a running cluster, or None for one of our own on this machine.
+        insecure: join a cluster that asks for no token.
 
     Raises:
-        ResourceError: the address does not answer, or refuses our token.
+        ResourceError: the address does not answer, refuses our token, or asks for none.
     """
     set_environment()
+    mended = ensure_token()
+    if mended:
+        log.warning("%s", mended)
     import ray
 
     try:
@@ -88,6 +97,8 @@ def ray_cluster(address: str | None) -> Iterator[Nodes]:
             "check `ray status --address ...` and RAY_AUTH_TOKEN, or leave --address out",
         ) from error
     try:
+        if address and not insecure:
+            refuse_open_cluster(ray.get_runtime_context().gcs_address)
         yield living_nodes()
     finally:
         ray.shutdown()
@@ -209,7 +220,9 @@ class OnDemandCluster:
         """What the cluster has; connects on the first look."""
         if self._nodes is None:
             with self._ledger.span("Ray start and stop"):
-                self._nodes = self._stack.enter_context(ray_cluster(self._config.address))
+                self._nodes = self._stack.enter_context(
+                    ray_cluster(self._config.address, insecure=self._config.insecure)
+                )
         return self._nodes
 
     @property

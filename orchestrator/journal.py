@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,13 +96,17 @@ class Journal:
         run_id: made at random with the journal, so that two runs of one name differ.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hide: Callable[[Any], Any] = lambda value: value) -> None:
         """Open or create, and cut a torn tail.
+
+        Args:
+            path: of the file.
+            hide: takes secrets out of what is appended.
 
         Raises:
             StoreError: of another version, or damaged before its end.
         """
-        self._path = path
+        self._path, self._hide = path, hide
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = path.read_bytes() if path.exists() else b""
         view, sound_bytes = _parse(raw, path)
@@ -156,7 +160,7 @@ class Journal:
         """Append something that happened and return its sequence number."""
         if kind in (_RECORD, _HEADER):
             raise ValueError(f"{kind!r} is no name for an event")
-        return self._append([(kind, dict(data or {}))])[-1]
+        return self._append([(kind, self._hide(dict(data or {})))])[-1]
 
     def append(self, record: RunRecord) -> bool:
         """Append one record; False when its result is there already."""
@@ -170,7 +174,7 @@ class Journal:
                 self._ids.add(record.record_id)
                 fresh.append(record)
         try:
-            self._append([(_RECORD, record.to_json()) for record in fresh])
+            self._append([(_RECORD, self._hide(record.to_json())) for record in fresh])
         except BaseException:
             self._ids.difference_update(record.record_id for record in fresh)
             raise

@@ -7,6 +7,7 @@ itself here; ``relaunch`` does, which can tell one failure from another.
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -76,6 +77,7 @@ def launch(
             "num_threads": ask.num_threads,
             "token": token,
             "hang_s": hang_s,
+            "umask": _umask(),
         },
         torch_config=TorchConfig(backend="nccl" if ask.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
@@ -98,6 +100,13 @@ def launch(
         worked_s=returned["worked_s"],
         error=returned["error"],
     )
+
+
+def _umask() -> int:
+    """This process's mask; there is no way to read it but to set it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def losses_of(error: BaseException) -> tuple[Loss, ...]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from types import FrameType
+from typing import Any
 
 from orchestrator import events
 from orchestrator.config_schema import ExperimentConfig
@@ -37,6 +38,7 @@ class Session:
         mirror: brings MLflow up to date in the background; None when tracking is off.
         quiet: say nothing, because standard output carries JSON.
         donors: other runs whose finished steps this one may take over.
+        hide: takes secrets out of what is told.
         asked_to_stop: number of the signal that asked, 0 for none.
     """
 
@@ -48,11 +50,16 @@ class Session:
     mirror: MirrorThread | None = None
     quiet: bool = False
     donors: tuple[RunStore, ...] = ()
+    hide: Callable[[Any], Any] = lambda value: value
     asked_to_stop: int = 0
     _began: float = field(default_factory=time.perf_counter)
 
     def say(self, text: str) -> None:
-        """One line for the person who waits, with the seconds since the start."""
+        """One line for the person who waits, and for ``mpq logs``, without secrets."""
+        text = str(self.hide(text))
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
+        with self.store.log_path.open("a") as log:
+            log.write(f"{stamp} {text}\n")
         if not self.quiet:
             print(f"[{time.perf_counter() - self._began:7.1f} s] {text}", flush=True)
 
@@ -97,6 +104,8 @@ class Session:
             InterruptedRunError: SIGINT.
             TerminatedRunError: SIGTERM.
         """
+        if not self.asked_to_stop and (self.store.root / STOP_FILE).exists():
+            self.asked_to_stop = signal.SIGTERM  # `mpq cancel`, perhaps from another node
         if not self.asked_to_stop:
             return
         kind = TerminatedRunError if self.asked_to_stop == signal.SIGTERM else InterruptedRunError

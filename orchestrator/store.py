@@ -14,7 +14,7 @@ still matches; anything else is done again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,7 @@ class RunStore:
         self.name = name
         self.runs_dir = Path(runs_dir).expanduser().resolve()
         self.root = self.runs_dir / name
+        self._hide: Callable[[Any], Any] = lambda value: value
         if self.root.is_symlink():
             raise StoreError("a run folder must not be a link", str(self.root))
 
@@ -89,6 +90,11 @@ class RunStore:
         return self.root / "report.md"
 
     @property
+    def log_path(self) -> Path:
+        """What the driver told the person who waited, attempt after attempt."""
+        return self.root / "driver.log"
+
+    @property
     def figures_dir(self) -> Path:
         """Where figures go."""
         return self.root / "figures"
@@ -98,17 +104,21 @@ class RunStore:
         return self.journal_path.is_file()
 
     @contextmanager
-    def opened(self) -> Iterator[Journal]:
+    def opened(self, hide: Callable[[Any], Any] = lambda value: value) -> Iterator[Journal]:
         """Hold the run for writing: folder, lock, swept leftovers, open journal.
+
+        Args:
+            hide: takes secrets out of what is written about the run.
 
         Raises:
             LockedError: another process runs it.
             StoreError: its journal is damaged.
         """
         (self.root / "steps").mkdir(parents=True, exist_ok=True)
+        self._hide = hide
         with RunLock(self.lock_path) as lock:
             num_swept = sweep_temporaries(self.root)
-            with Journal(self.journal_path) as journal:
+            with Journal(self.journal_path, hide) as journal:
                 journal.notices += lock.notices
                 if lock.notices:
                     journal.event("lock_taken_over", {"notices": list(lock.notices)})
@@ -145,7 +155,11 @@ class RunStore:
             for path in _files_of(self._contained(relative, role)):
                 facts = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
                 manifest[self.relative(path)] = facts
-        body = {"schema": _MANIFEST_SCHEMA, "record": record.to_json(), "files": manifest}
+        body = {
+            "schema": _MANIFEST_SCHEMA,
+            "record": self._hide(record.to_json()),
+            "files": manifest,
+        }
         write_atomically(folder / RECORD, json.dumps(body, indent=1, allow_nan=False) + "\n")
         flush_folder(folder.parent)
 

@@ -37,7 +37,8 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: ``spec`` (PhaseSpec), ``step_dir``, ``run_dir`` (where the driver leaves its stop
-            request), ``num_threads``, ``token`` of this group, ``hang_s``.
+            request), ``num_threads``, ``token`` of this group, ``hang_s``,
+            ``umask`` of the driver, so that what workers write is as private as what it writes.
 
     Returns:
         When this rank began and how long it worked, for the run's account of its wall time; and
@@ -45,11 +46,12 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
         restart the group for it, and a diverged training or an unreadable file fails again.
     """
     began = time.time()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    os.umask(settings["umask"])
     torch.set_num_threads(settings["num_threads"])
     train_context = ray.train.get_context()
     spec: PhaseSpec = settings["spec"]
     step_dir, rank = Path(settings["step_dir"]), train_context.get_world_rank()
+    _log_to(step_dir / "logs" / f"rank{rank}.log")
     fence = Fence(step_dir, settings["token"])
     watchdog = Watchdog(settings["hang_s"], step_dir / f"hang-rank{rank}.txt")
     stop_request = StopRequest(Path(settings["run_dir"]))
@@ -80,6 +82,17 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     finally:
         watchdog.stop()
     return {"began_unix_s": began, "worked_s": time.time() - began, "error": error}
+
+
+def _log_to(path: Path) -> None:
+    """To stderr, which Ray keeps on this node, and to a file that outlives the node."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(name)s: %(message)s",
+        handlers=[logging.StreamHandler(), logging.FileHandler(path)],
+        force=True,  # an actor that is used again logs to its new step's folder
+    )
 
 
 def _all_ended(context: PhaseContext) -> bool:

@@ -190,6 +190,7 @@ def _observe(folder: Path, rank: int, kill: Kill | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     loop, checkpoint = trainers.loop, trainers.checkpoint
+    loop.CHECKPOINT_UPDATES = 2  # so that there is something to go on from inside an epoch
     update_inner, save_inner = loop.Training._update, loop.Training._save
     reduce_inner = loop.reduce_gradients
     tensors_inner, write_inner = checkpoint.save_tensors, checkpoint.write_atomically
@@ -212,7 +213,8 @@ def _observe(folder: Path, rank: int, kill: Kill | None) -> None:
                 "losses": self._losses, "metrics": self._metrics, "random": random_state(),
             }  # fmt: skip
             with (folder / f"state-{rank}.txt").open("a") as stream:
-                stream.write(f"{self.stream} {state_hash(state)}\n")
+                for part, value in state.items():
+                    stream.write(f"{self.stream} {part} {state_hash({'': _timeless(value)})}\n")
 
     def reduce(*args: Any) -> Any:
         result = reduce_inner(*args)
@@ -247,6 +249,14 @@ def _observe(folder: Path, rank: int, kill: Kill | None) -> None:
     checkpoint.save_tensors, checkpoint.write_atomically = save_tensors, write
     checkpoint.Checkpoints.save = save_checkpoint
     os.replace = rename
+
+
+def _timeless(value: Any) -> Any:
+    """Without wall and device seconds, which no two runs share."""
+    if isinstance(value, Mapping):
+        kept = {k: v for k, v in value.items() if k not in ("wall_s", "device_s")}
+        return {key: _timeless(inner) for key, inner in kept.items()}
+    return value
 
 
 def ends(folder: Path, ranks: int) -> dict[str, Any]:

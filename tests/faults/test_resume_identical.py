@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PHASES = (
     "pretrain", "limpq.indicators", "metamix.meta", "metamix.bit_selection", "weight_training",
 )  # fmt: skip
-# How often a point is passed in the small trainings: 6 to 18 updates, 2 to 4 saves.
+# How often a point is passed in the small trainings: 6 to 15 updates, a save every second.
 MOST = {"mid-step": 5, "before-save": 2, "mid-save": 3, "mid-write": 3, "before-rename": 2,
         "after-save": 2}  # fmt: skip
 

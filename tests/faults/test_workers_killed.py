@@ -94,14 +94,14 @@ def test_a_budget_that_is_used_up_fails_the_step_and_the_next_start_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [2, 40, 300])
+@pytest.mark.parametrize("at", [2, 40, 110])
 def test_a_frozen_worker_is_noticed_and_replaced(
     command: Command, ledger: Ledger, undisturbed: dict[str, Any], at: int
 ) -> None:
     """Rank 1 stands still; rank 0 waits in a collective, and its watchdog ends it."""
-    command.with_faults([{"point": "mid-step", "rank": 1, "at": at % 200, "do": "SIGSTOP"}])
+    command.with_faults([{"point": "mid-step", "rank": 1, "at": at, "do": "SIGSTOP"}])
     kind = "SIGSTOP of a Ray Train worker"
-    code = command.run("run", "tiny.yaml", "--set", "cluster.hang_s=15")
+    code = command.run("run", "tiny.yaml", "--set", "cluster.hang_s=45")
     ledger.inject(26, kind, command.fired)
     assert code == 0, command.output
     stacks = (command.root / "steps/pretrain/hang-rank0.txt").read_text()

@@ -40,7 +40,7 @@ def hit(point: str) -> None:
         fits = (
             fault["point"] == point
             and fault.get("rank", _rank()) == _rank()
-            and fault.get("phase", _phase[0]) == _phase[0]
+            and _phase[0].startswith(fault.get("phase", ""))
         )
         if fits and _passes[point] >= fault.get("at", 1):
             try:
