@@ -9,8 +9,9 @@ same limits and by the same meters as LIMPQ and MetaMix. It yields one of two th
 * ``policy``: bits for one set of limits, one step each. ``spec.config`` is a ``PolicySearch``
   (``source_config.py``): the source's configuration, the limits as text (``Limit.text``) and the
   accounting. The output is ``{"policy": "policy.json"}`` with ``metrics`` ``reached_share`` (use
-  over limit, the largest of the limits) and ``facts["in_band"]``. A search that finds nothing
-  within its limits has no output ``policy``; ``facts["reason"]`` says why.
+  over limit, the largest of the limits) and ``facts["in_band"]`` (no limit exceeded, and the
+  tightest used up as far as the source promises). A search that finds nothing within its limits
+  has no output ``policy``; ``facts["reason"]`` says why.
 
 Both count what they did in ``metrics`` (``evaluations``, where a network was measured as a
 candidate) and in ``cost``.

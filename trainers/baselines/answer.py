@@ -19,6 +19,8 @@ from trainers.results import save_result
 from trainers.source_config import PolicySearch
 
 POLICY = "policy.json"
+# Share of the tightest limit from which a policy counts as using it up, as MetaMix's repair does.
+BAND = 0.99
 
 
 def limits_of(search: PolicySearch) -> tuple[Limit, ...]:
@@ -80,7 +82,8 @@ def finish_policy(
         policy = _policy(spec, calibration.costs, found)
         problem = problem_of(search, calibration.costs, spec.choices)
         shares = {"reached_share": reached_share(problem, found)}
-        about = {"policy_id": policy.policy_id, "in_band": shares["reached_share"] <= 1.0}
+        fills = BAND <= shares["reached_share"] <= 1.0
+        about = {"policy_id": policy.policy_id, "in_band": fills}
     result = PhaseResult(
         phase=spec.phase,
         outputs={"policy": POLICY} if policy is not None else {},

@@ -45,7 +45,7 @@ class QuantizationErrorConfig(CalibrationConfig):
 
     __pydantic_config__ = CLOSED
 
-    weighting: Literal["plain", "relative", "fisher"] = "relative"
+    weighting: Literal["plain", "relative", "fisher"] = "plain"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
