@@ -25,8 +25,11 @@ from orchestrator.errors import ExitCode, ResourceError, UserError
 VERBS: Mapping[str, str] = {
     "run": "Run an experiment, or go on with it where it stopped.",
     "plan": "Say what a run would do, and which limits are infeasible; touches nothing.",
+    "submit": "Hand a run to a Ray cluster as a job, and follow it.",
     "study": "Run methods x budgets x seeds, and put them into one table.",
     "status": "Say how a run stands; needs no cluster.",
+    "logs": "Print what a run said; needs no cluster.",
+    "cancel": "Ask a run to save and end.",
     "report": "Write a run's report and figures again from its records.",
     "compare": "Put the results of several runs into one table.",
     "sync": "Bring MLflow up to date with a run's journal.",
