@@ -7,6 +7,7 @@ averaged over the images.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -76,6 +77,11 @@ def squared_errors(calibration: Calibration) -> dict[Key, float]:
             handle.remove()
     add_weights(sums)
     return sums.means()
+
+
+def as_tensor(values: Mapping[Key, float]) -> Tensor:
+    """The values in the order of the keys, float64."""
+    return torch.tensor(list(values.values()), dtype=torch.float64)
 
 
 def add_weights(sums: ErrorSums) -> None:

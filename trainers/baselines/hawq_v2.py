@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import torch
 
-from trainers.baselines.calibration import Calibration, Key, calibrate
+from trainers.baselines.calibration import Calibration, calibrate
 from trainers.baselines.config import HawqV2Config
 from trainers.baselines.curvature import traces
-from trainers.baselines.errors import squared_errors
+from trainers.baselines.errors import as_tensor, squared_errors
 from trainers.baselines.progress import Progress
 from trainers.baselines.step_rule import choose_steps, set_steps
 from trainers.baselines.table import finish_importance
@@ -83,8 +83,3 @@ def largest_relative_error(samples: torch.Tensor) -> float:
     """The largest standard error over its trace."""
     errors = samples.std(dim=0) / len(samples) ** 0.5
     return float(torch.where(errors > 0, errors / samples.mean(dim=0).abs(), 0.0).max())
-
-
-def as_tensor(values: dict[Key, float]) -> torch.Tensor:
-    """The values in the order of the keys, float64."""
-    return torch.tensor(list(values.values()), dtype=torch.float64)

@@ -16,11 +16,9 @@ Deviations: none to list. Needs: a forward pass or five over the images (``fishe
 
 from __future__ import annotations
 
-import torch
-
 from trainers.baselines.calibration import Calibration, Key, calibrate
 from trainers.baselines.config import QuantizationErrorConfig
-from trainers.baselines.errors import energies, squared_errors
+from trainers.baselines.errors import as_tensor, energies, squared_errors
 from trainers.baselines.fisher import fisher_errors
 from trainers.baselines.progress import Progress
 from trainers.baselines.step_rule import choose_steps, set_steps
@@ -46,7 +44,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     calibration = calibrate(spec, context, config)
     progress = Progress(context, calibration.meter, spec.phase)
     set_steps(calibration, progress.once("steps", lambda: choose_steps(calibration, config)))
-    errors = progress.once("errors", lambda: _as_tensor(_errors(calibration, config)))
+    errors = progress.once("errors", lambda: as_tensor(_errors(calibration, config)))
     values = dict(zip(calibration.keys, errors.tolist(), strict=True))
     return finish_importance(
         spec, calibration, progress, values, facts={"weighting": config.weighting}
@@ -66,7 +64,3 @@ def _errors(calibration: Calibration, config: QuantizationErrorConfig) -> dict[K
                 key: error / norms[key[:2]] if norms[key[:2]] else 0.0
                 for key, error in squared_errors(calibration).items()
             }
-
-
-def _as_tensor(values: dict[Key, float]) -> torch.Tensor:
-    return torch.tensor(list(values.values()), dtype=torch.float64)
