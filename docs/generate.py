@@ -54,6 +54,10 @@ def config_catalogue() -> str:
     lines = ["| experiment | what it shows | method | network | data |", "| --- | --- | --- | --- | --- |"]  # noqa: E501  # fmt: skip
     for path in sorted((ROOT / "configs/experiments").glob("*.yaml")):
         tree = read_yaml(path).tree
+        if path.stem.startswith("study_"):
+            # Network and data are those of the experiment that it starts from.
+            base = read_yaml(path.parent / tree["base"]).tree
+            tree = {**base, "method": f"study of {len(tree['methods'])} methods"}
         network, data = tree["model"]["name"], tree["data"]["name"]
         lines.append(
             f"| `experiments/{path.name}` | {comment(path)} | {tree.get('method', 'limpq')} "

@@ -14,10 +14,14 @@ from orchestrator.images_at_hand import images_at_hand
 from orchestrator.literature import dataset_of, rows_named, shipped_rows
 from orchestrator.names import known_names
 from orchestrator.plan import make_plan
+from orchestrator.study_config import expand, load_study
 from orchestrator.trace import traced_costs
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-EXPERIMENTS = sorted((CONFIGS / "experiments").glob("*.yaml"))
+EXPERIMENTS = sorted(
+    path for path in (CONFIGS / "experiments").glob("*.yaml") if not path.stem.startswith("study_")
+)
+STUDIES = sorted((CONFIGS / "experiments").glob("study_*.yaml"))
 DEVICES = sorted(p for p in (CONFIGS / "devices").glob("*.yaml"))
 # What a person has and a checkout has not.
 OWN_FILES = {"data.path", "model.weights"}
@@ -53,6 +57,17 @@ def test_file_loads_and_plans(path: Path) -> None:
     assert plan.feasible_limits, "nothing would be trained"
     assert [step.name for step in plan.steps][:2] == ["costs", "pretrain"]
     assert len({step.key for step in plan.steps}) == len(plan.steps)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_study_expands_and_plans_every_seed(path: Path) -> None:
+    study = load_study(path)
+    assert study.name == path.stem
+    experiments = expand(study, known_names())
+    assert list(experiments) == list(study.seeds)
+    config = next(iter(experiments.values()))[1].config
+    plan = make_plan(config, traced_costs(config), images_at_hand(config).fingerprint)
+    assert len(plan.feasible_limits) == len(study.budgets)
 
 
 # What the network costs at the level that a printed budget stands for, in GBitOps.
