@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from orchestrator.config_schema import ExperimentConfig
+from orchestrator.errors import UserError
 
 SUFFIX = "-rehearsal"
 # Two updates: the first starts step sizes and momentum, the second uses them.
 STEPS = 2
 # A worker's share of a batch: BatchNorm of the last feature maps needs more than one image.
 IMAGES_A_WORKER = 4
-MAX_IMAGES = 32
+MAX_IMAGES = 16
 # Anything of these names, in whatever section, is at most so much.
 _CAPS: Mapping[str, int] = {
     "images": 8,
@@ -111,5 +112,23 @@ def _shrunk(value: Any, stage: Stage) -> Any:
     return replace(value, **changed)
 
 
-# Speed-ups of a GPU that cost minutes, or are not there, without one.
-_WITHOUT_GPU: Mapping[str, Any] = {}
+# Without a GPU 16-bit passes are slow or missing, and compiling a kernel takes minutes.
+_WITHOUT_GPU: Mapping[str, Any] = {"precision": "fp32", "compile_quantizer": False}
+
+
+def refuse_mixture(rehearsals: Mapping[str, bool]) -> None:
+    """Refuse to put rehearsals beside real runs.
+
+    Args:
+        rehearsals: run -> whether it is one.
+
+    Raises:
+        UserError: some are and some are not.
+    """
+    made_up = sorted(run for run, is_one in rehearsals.items() if is_one)
+    if made_up and len(made_up) < len(rehearsals):
+        raise UserError(
+            f"rehearsals cannot stand beside real runs: {', '.join(made_up)}",
+            why="the figures of a rehearsal mean nothing",
+            todo="leave them out",
+        )

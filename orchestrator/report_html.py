@@ -45,6 +45,8 @@ def run_page(
     data = (config.get("data") or {}).get("name", "unknown images")
     lead = f"{config.get('method', 'unknown method')} on {model}, {data}, seed "
     lead += f"{config.get('seed', 'unknown')}"
+    if config.get("rehearsal"):
+        lead = f"REHEARSAL, no figure means anything: {lead}"
     sections = [
         Section(title="Results", body=_results(run, reported)),
         Section(title="Accuracy", body=figures(drawn.accuracy, side_by_side=True)),

@@ -66,6 +66,8 @@ def _head(run: RunInputs) -> str:
         ("accounting", str(config.get("accounting", "unknown"))),
         ("finished", ended),
     ]
+    if config.get("rehearsal"):
+        rows.insert(0, ("REHEARSAL", "a few updates on a few images: no figure means anything"))
     return f"# {escaped(run.store.name)}\n\n{markdown_table(('run', ''), rows)}"
 
 

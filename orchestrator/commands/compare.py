@@ -35,12 +35,14 @@ def command(
     from orchestrator.compare_inputs import read_runs
     from orchestrator.compare_text import comparison_markdown, literature_rows, print_comparison
     from orchestrator.errors import StoreError
+    from orchestrator.rehearsal import refuse_mixture
     from orchestrator.study_store import find_runs
 
     read = read_runs([store for run in runs for store in find_runs(run, runs_dir)])
     if not read.runs:
         told = "; ".join(f"{label}: {why}" for label, why in read.unread.items())
         raise StoreError("no run could be read", why=told)
+    refuse_mixture({run.label: bool(run.config.get("rehearsal")) for run in read.runs})
     found = compare(read)
     reported = literature_rows(read) if literature else []
     form = "json" if as_json else "csv" if as_csv else "md" if as_md else form

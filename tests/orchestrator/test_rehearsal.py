@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from orchestrator.contradictions import contradictions
 from orchestrator.drift import refuse_drift
 from orchestrator.errors import ExitCode, UserError
 from orchestrator.plan import make_plan
-from orchestrator.rehearsal import MAX_IMAGES, STEPS, Stage, rehearsed
+from orchestrator.rehearsal import MAX_IMAGES, STEPS, Stage, refuse_mixture, rehearsed
 from orchestrator.rehearsal_files import make_images, prepare
 from orchestrator.store import RunStore
 from orchestrator.trace import images_fingerprint, traced_costs
@@ -80,8 +80,6 @@ def test_workers_and_gpus_are_as_asked(config: ExperimentConfig) -> None:
 
 
 def test_what_is_shorter_already_stays(config: ExperimentConfig) -> None:
-    from dataclasses import replace
-
     tiny = replace(config, train=replace(config.train, bn_reestimate_images=0, batch_size=2))
     short = rehearsed(tiny, Stage())
     assert (short.train.bn_reestimate_images, short.train.batch_size) == (0, 2)
@@ -136,8 +134,6 @@ def test_a_rehearsal_takes_the_place_of_the_last_one_and_of_nothing_else(
     (store.root / "left").touch()
     prepare(config)
     assert not (store.root / "left").exists()
-    from dataclasses import replace
-
     real = replace(config, name=first.name)
     refuse_drift(store, real)
     with pytest.raises(UserError, match="holds a run that is none"):
@@ -145,8 +141,6 @@ def test_a_rehearsal_takes_the_place_of_the_last_one_and_of_nothing_else(
 
 
 def test_sets_that_are_no_folder_of_images_need_a_path(config: ExperimentConfig) -> None:
-    from dataclasses import replace
-
     other = replace(config, data=replace(config.data, name="imagenet_parquet", options={}))
     with pytest.raises(UserError, match="cannot make images"):
         prepare(other)
@@ -175,9 +169,45 @@ def test_the_command_asks_for_one_worker_unless_told(
     assert rehearsal_run.rehearse_experiment(loaded) == ExitCode.DONE
     assert seen[0].cluster.num_workers == 1
     assert "*** REHEARSAL of small" in capsys.readouterr().err
-    from dataclasses import replace
-
     two = replace(config, cluster=replace(config.cluster, num_workers=2))
     asked = LoadedConfig(config=two, path=Path("x"), overrides=("cluster.num_workers=2",))
     rehearsal_run.rehearse_experiment(asked)
     assert seen[1].cluster.num_workers == 2
+
+
+def test_rehearsals_never_stand_beside_real_runs() -> None:
+    refuse_mixture({"a": False, "b": False})
+    refuse_mixture({"a-rehearsal": True})
+    with pytest.raises(UserError, match="rehearsals cannot stand beside real runs: b") as caught:
+        refuse_mixture({"a": False, "b": True})
+    assert caught.value.exit_code == ExitCode.BAD_INPUT
+
+
+def test_every_record_of_a_rehearsal_says_so(config: ExperimentConfig) -> None:
+    from orchestrator.attempts import attempt
+    from orchestrator.records import RunRecord, State
+
+    short = rehearsed(config, Stage())
+    short = replace(short, tracking=replace(short.tracking, enabled=False))
+    store = RunStore(short.runs_dir, short.name)
+    record = RunRecord(
+        run=short.name, step="costs", key="k", phase="costs", method="any", state=State.DONE
+    )
+    with attempt(store, short, quiet=True) as session:
+        session.keep(record)
+        assert session.stamped(record).facts["rehearsal"] is True
+        assert [r.facts["rehearsal"] for r in session.journal.records()] == [True]
+
+
+def test_a_report_of_a_rehearsal_says_so_first(config: ExperimentConfig) -> None:
+    from orchestrator.attempts import attempt
+    from orchestrator.report import write_report
+
+    short = rehearsed(config, Stage())
+    short = replace(short, tracking=replace(short.tracking, enabled=False))
+    store = RunStore(short.runs_dir, short.name)
+    refuse_drift(store, short)
+    with attempt(store, short, quiet=True) as session:
+        write_report(store, session.journal.view)
+    assert "REHEARSAL" in store.report_path.read_text()
+    assert "REHEARSAL" in (store.root / "report.html").read_text()
