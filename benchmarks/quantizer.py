@@ -1,11 +1,11 @@
 """What does quantization-aware training cost against full precision, as a ratio in one run?
 
-    python benchmarks/quantizer.py [--images 64] [--repeats 5] [--compiled] [--threads 1]
+    python benchmarks/quantizer.py [--images 64] [--repeats 5] [--compiled] [--keep-relu]
 
 Each case trains the same network on the same random images, full precision and at 4/4 bits
-(first and last layer 8/8), channels_last, forward, backward and SGD update. The two take turns,
-step by step, and the ratio is that of the medians, so a busy machine slows both alike. CPU time
-is counted, not wall time.
+(first and last layer 8/8), channels_last, ReLUs merged into quantizers unless told otherwise;
+forward, backward and SGD update. The two take turns, step by step, and the ratio is the median of
+the pairs', so a busy machine slows both alike. CPU time is counted, not wall time.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ CASES = (
 )
 
 
-def measure(case: Case, num_images: int, repeats: int, *, compiled: bool) -> dict[str, float]:
-    """Median CPU seconds of a step of each variant."""
+def measure(
+    case: Case, num_images: int, repeats: int, *, compiled: bool, merge_relu: bool
+) -> dict[str, list[float]]:
+    """CPU seconds of the steps of each variant, taken in turns."""
     torch.manual_seed(0)
     images = torch.randn(num_images, 3, case.side, case.side)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -63,7 +65,7 @@ def measure(case: Case, num_images: int, repeats: int, *, compiled: bool) -> dic
             copy.deepcopy(plain),
             choices=BitChoices(weight_bits=(2, 4), act_bits=(2, 4)),
             sample=images[:8],
-            options=QuantOptions(compiled=is_compiled),
+            options=QuantOptions(compiled=is_compiled, merge_relu=merge_relu),
         )
         quantized.set_uniform(4)
         steps[name] = _step(quantized.model, images, labels)
@@ -74,7 +76,7 @@ def measure(case: Case, num_images: int, repeats: int, *, compiled: bool) -> dic
             step()
             if repeat >= 2:  # the first two initialise step sizes and momentum, and compile
                 seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def _step(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
@@ -95,23 +97,32 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compiled", action="store_true", help="also the compiled quantizer")
     parser.add_argument("--network", action="append", help="only this one; may be repeated")
+    parser.add_argument("--keep-relu", action="store_true", help="do not merge ReLUs")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     missed = False
     for case in CASES:
         if chosen.network and case.network not in chosen.network:
             continue
-        took = measure(case, chosen.images, chosen.repeats, compiled=chosen.compiled)
+        took = measure(
+            case,
+            chosen.images,
+            chosen.repeats,
+            compiled=chosen.compiled,
+            merge_relu=not chosen.keep_relu,
+        )
         limits = {"eager": case.target, "compiled": case.target_compiled}
         for name in took:
             if name == "fp32":
                 continue
-            ratio = took[name] / took["fp32"]
+            pairs = [a / b for a, b in zip(took[name], took["fp32"], strict=True)]
+            ratio = statistics.median(pairs)
             missed |= ratio > limits[name]
             print(
                 f"{case.network}@{case.side} batch {chosen.images} {name}: "
-                f"{took[name] * 1e3:.0f} ms against {took['fp32'] * 1e3:.0f} ms fp32 = "
-                f"{ratio:.3f} x (at most {limits[name]:.2f})"
+                f"{statistics.median(took[name]) * 1e3:.0f} ms against "
+                f"{statistics.median(took['fp32']) * 1e3:.0f} ms fp32 = {ratio:.3f} x "
+                f"(at most {limits[name]:.2f}; {min(pairs):.3f} to {max(pairs):.3f})"
             )
     sys.exit(1 if missed else 0)
 

@@ -166,6 +166,8 @@ class QuantTrainingConfig(OptimizerConfig):
             ``refuse``s the network. Published code clips them to zero silently; ours does not.
         compile_quantizer: run the quantizer through ``torch.compile`` (needs a C++ compiler, or
             a GPU); the network itself stays eager. Ours.
+        merge_relu: quantizers take over the ReLU before them where they alone read it
+            (MobileNets); the same values with fewer passes over memory. Ours.
     """
 
     __pydantic_config__ = CLOSED
@@ -178,6 +180,7 @@ class QuantTrainingConfig(OptimizerConfig):
     max_step_change: Annotated[float, Gt(0.0)] | None = 0.1
     negative_inputs: NegativeInputs = "signed"
     compile_quantizer: bool = False
+    merge_relu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -124,6 +124,7 @@ def quantize(
             grad_scale=recipe.grad_scale,
             negative_inputs=recipe.negative_inputs,
             compiled=recipe.compile_quantizer,
+            merge_relu=recipe.merge_relu,
             quantizer="lsq" if pact is None else "pact",
             clip_start=None if pact is None else pact.clip_start,
         ),

@@ -42,6 +42,7 @@ class QuantOptions:
             activation's, or the weight's when the activation has only one candidate.
         compiled: run the quantizer's two functions through ``torch.compile`` (needs a C++
             compiler; the network itself stays eager).
+        merge_relu: let quantizers do the work of the ReLUs before them (``merged_relu.py``).
         quantizer: ``lsq``, or ``pact``: learned clipping levels for activations and DoReFa's rule
             for weights (``pact.py``).
         clip_start: PACT's clipping levels at the start; None = the largest value of the first
@@ -57,5 +58,6 @@ class QuantOptions:
     shift_hardswish: bool = True
     norm_follows: NormFollows = "auto"
     compiled: bool = False
+    merge_relu: bool = False
     quantizer: Quantizer = "lsq"
     clip_start: float | None = None

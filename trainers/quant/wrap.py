@@ -17,6 +17,7 @@ from trainers.quant.bank import StepBank
 from trainers.quant.batchnorm import BatchNormMode, SwitchableBatchNorm
 from trainers.quant.handle import QuantNetwork
 from trainers.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from trainers.quant.merged_relu import merge_relus, sole_readers
 from trainers.quant.options import QuantOptions
 from trainers.quant.pact import DorefaBank, PactBank
 from trainers.quant.pins import Pin, resolve_pins
@@ -56,6 +57,7 @@ def quantize_network(
     pinned = resolve_pins(trace.order, pins)
     _check_types(model, trace)
     device = sample.device
+    readers = sole_readers(model) if options.merge_relu else {}
     layers: dict[str, QuantLayer] = {}
     for name in trace.order:
         weight_bits, act_bits = _candidates(name, choices, pinned)
@@ -67,6 +69,7 @@ def quantize_network(
         _replace(model, name, layers[name])
         if options.input_step == "range" and name in pinned and name in trace.reads_network_input:
             act_bank.fix_to_range(sample)
+    merge_relus(model, readers, layers)
     norms = {}
     if batchnorm == "switchable":
         norms = _make_switchable(model, trace, layers, pinned, options)
