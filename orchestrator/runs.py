@@ -19,6 +19,9 @@ from orchestrator.store import RunStore, list_runs
 # Steps whose records say the same as the step's state; cells and policies are counted apart.
 _BAD = (State.FAILED, State.DIVERGED, State.TIMEOUT, State.INTERRUPTED, State.BLOCKED)
 
+# What file systems take; a longer name cannot even be asked for.
+_LONGEST_NAME = 255
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStatus:
@@ -66,6 +69,11 @@ def find_run(text: str, runs_dir: str) -> RunStore:
         ConfigError: an experiment file that is wrong.
     """
     path = Path(text)
+    if len(path.name.encode(errors="replace")) > _LONGEST_NAME:
+        raise StoreError(
+            f"{text[:40]!r}... is no run: its name is too long", runs_dir, "",
+            "give a run's name with --runs-dir, a run folder, or its experiment file",
+        )  # fmt: skip
     if path.suffix in (".yaml", ".yml") and path.is_file():
         from orchestrator.config import load_config
 

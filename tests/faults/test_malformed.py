@@ -282,7 +282,7 @@ def test_names(
                 return
             code, told = run_quietly(capfd, "plan", "x.yaml")
         else:
-            if name.startswith("-") or "\x00" in name or Path(name).is_dir():
+            if name.startswith("-") or os.path.isdir(name):
                 return
             code, told = run_quietly(capfd, "status", "--", name)
         assert code == 2, (name, told)
@@ -300,7 +300,8 @@ def test_names(
 def test_fifty_real_processes(tmp_path: Path, journal_bytes: bytes, ledger: Ledger) -> None:
     root = Path(__file__).resolve().parents[2]
     env = {**os.environ, "PYTHONPATH": str(root)}
-    everywhere = places(base())
+    everywhere = [p for p in places(base()) if isinstance(p[-1], str) and len(p) <= 2]
+    everywhere = [p for p in everywhere if p[0] not in ("model", "data")]
     kind = "real processes"
     for number in range(50):
         if number % 2:
