@@ -71,15 +71,18 @@ def compare(read: ReadRuns) -> Comparison:
     runs = read.runs
     policies = {name: policy.bits_by_name() for name, policy in load_policies(runs).items()}
     pinned = pinned_layers(runs)
+    first = {question(row): row for row in runs[0].results.rows} if runs else {}
     rows: list[tuple[str, ...]] = []
     for run in runs:
-        cells = result_cells(run.results, run.results.shown)
-        offset = len(cells) - len(run.results.shown)
+        shown = run.results.shown
+        cells = result_cells(run.results, shown)
+        offset = len(cells) - len(shown)
         for index, line in enumerate(cells):
             apart = ("", "", "")
             if index >= offset:
-                row = run.results.shown[index - offset]
-                apart = _apart(row, _counterpart(row, runs, run), policies, pinned)
+                row = shown[index - offset]
+                other = _counterpart(row, first, own=run is runs[0])
+                apart = _apart(row, other, policies, pinned)
             rows.append((run.label, *line, *apart))
     return Comparison(
         columns=("run", *COLUMNS, *DISTANCE),
@@ -87,10 +90,7 @@ def compare(read: ReadRuns) -> Comparison:
         costs=tuple(line for run in runs for line in _cost_rows(run)),
         stability=_stability(runs, policies, pinned) if len(runs) > 1 else (),
         warnings=(*_unread(read), *_warnings(runs)),
-        differences={
-            run.label: config_differences(_fixed(runs[0].config), _fixed(run.config))
-            for run in runs[1:]
-        },
+        differences={run.label: _differences(runs[0].config, run.config) for run in runs[1:]},
     )
 
 
@@ -151,13 +151,13 @@ def _stability(
     return tuple(each for each in found if each is not None)
 
 
-def _counterpart(row: ResultRow, runs: Sequence[ComparedRun], run: ComparedRun) -> ResultRow | None:
-    wanted = question(row)
-    if run is runs[0]:
-        if row.method == "uniform":
-            return None
-        wanted = ("uniform", _NONE, row.limits_text)
-    return next((r for r in runs[0].results.rows if question(r) == wanted), None)
+def _counterpart(
+    row: ResultRow, first: Mapping[tuple[str, str, str], ResultRow], *, own: bool
+) -> ResultRow | None:
+    """The first run's row to hold a row against; in the first run itself, uniform bits."""
+    if not own:
+        return first.get(question(row))
+    return None if row.method == "uniform" else first.get(("uniform", _NONE, row.limits_text))
 
 
 def _apart(
@@ -234,5 +234,12 @@ def _listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
 
 
-def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _FREE}
+def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys that differ; sections that are equal are not looked into."""
+    differing = [
+        key for key in {**first, **other} if key not in _FREE and first.get(key) != other.get(key)
+    ]
+    return config_differences(
+        {key: first[key] for key in differing if key in first},
+        {key: other[key] for key in differing if key in other},
+    )

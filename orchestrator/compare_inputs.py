@@ -79,10 +79,11 @@ def read_runs(stores: Sequence[RunStore]) -> ReadRuns:
     """Read every run; one that cannot be read stops no other."""
     names = [store.name for store in stores]
     runs, unread = [], {}
+    parsed: dict[str, dict[str, Any]] = {}
     for store in stores:
         label = store.name if names.count(store.name) == 1 else str(store.root)
         try:
-            runs.append(_read(store, label))
+            runs.append(_read(store, label, parsed))
         except UserError as error:
             unread[label] = f"{error.what}{f' ({error.why})' if error.why else ''}"
     return ReadRuns(runs=tuple(runs), unread=unread)
@@ -114,11 +115,11 @@ def pinned_layers(runs: Sequence[ComparedRun]) -> frozenset[str]:
     return frozenset(next((r.facts.get("pinned", ()) for r in records if r.phase == "costs"), ()))
 
 
-def _read(store: RunStore, label: str) -> ComparedRun:
+def _read(store: RunStore, label: str, parsed: dict[str, dict[str, Any]]) -> ComparedRun:
     view = read_journal(store.journal_path)
     records = newest_records(view)
     lacks: list[str] = []
-    config = read_config(store, lacks)
+    config = read_config(store, lacks, parsed)
     results = results_of(store.name, records)
     return ComparedRun(
         label=label,

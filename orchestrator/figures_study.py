@@ -5,6 +5,9 @@ from __future__ import annotations
 from orchestrator.figures_svg import Canvas, Drawing, Scale, spread
 from orchestrator.study_results import StudyRow, StudyTable
 
+# More marks than that hide each other; the data beside the figure has all.
+MAX_SEEDS_SHOWN = 40
+
 
 def paired_figure(table: StudyTable) -> Drawing | None:
     """Every method's differences to uniform at the same limits; None without any."""
@@ -62,7 +65,7 @@ def _line(
     if found.low is not None and found.high is not None:
         canvas.line(xs.at(found.low), y, xs.at(found.high), y, "",
                     "stroke:var(--blue);stroke-width:2")  # fmt: skip
-    for seed, value in own.items():
+    for seed, value in list(own.items())[:MAX_SEEDS_SHOWN]:
         canvas.marker("circle", xs.at(value), y, "orange", f"{label}, seed {seed}: {value:+.2f}", 3)
     canvas.marker("diamond", xs.at(found.mean), y, "blue",
                   f"{label}: mean {found.mean:+.2f} of {found.n} seeds", 4.5,

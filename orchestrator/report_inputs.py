@@ -6,6 +6,7 @@ missing or damaged is a line of the report, and what needs it is left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from orchestrator.redact import redacted
 from orchestrator.results import Results, results_of
 from orchestrator.runs import newest_records
 from orchestrator.store import RunStore
-from orchestrator.yaml_source import read_yaml
+from orchestrator.yaml_source import parse_value, parse_yaml
 from solvers.errors import SolversError
 from solvers.policy import Policy
 from solvers.storage import load_costs, load_importance, load_policy
@@ -27,6 +28,8 @@ from solvers.tables import CostTable, ImportanceTable
 
 T = TypeVar("T")
 INITIAL = "initial"
+# The lines of a resolved configuration in which the runs of a study differ.
+_OWN_LINES = re.compile(r"^(name|seed): (.*)\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,17 +132,35 @@ def read_inputs(
     )
 
 
-def read_config(store: RunStore, lacks: list[str]) -> dict[str, Any]:
-    """The resolved configuration without secrets."""
-    if not store.config_path.is_file():
+def read_config(
+    store: RunStore, lacks: list[str], parsed: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The resolved configuration without secrets.
+
+    Args:
+        store: the run.
+        lacks: gets a clause when there is none.
+        parsed: configurations by their text without name and seed; the runs of a study differ in
+            nothing else, and parsing is what takes the time. New ones are added.
+    """
+    try:
+        text = store.config_path.read_text()
+        own = _OWN_LINES.findall(text)
+        key = _OWN_LINES.sub("", text)
+        if parsed is not None and len(own) == 2 and key in parsed:
+            return {**parsed[key], **{name: parse_value(value, "") for name, value in own}}
+        tree = parse_yaml(text, str(store.config_path)).tree
+    except FileNotFoundError:
         lacks.append("config.yaml is missing")
         return {}
-    try:
-        tree = read_yaml(store.config_path).tree
-    except UserError as error:
-        lacks.append(f"config.yaml cannot be read: {error.what}")
+    except (UserError, OSError, UnicodeDecodeError) as error:
+        told = str(error).splitlines()
+        lacks.append(f"config.yaml cannot be read: {told[0] if told else type(error).__name__}")
         return {}
-    return dict(redacted(tree)) if isinstance(tree, dict) else {}
+    config = dict(redacted(tree)) if isinstance(tree, dict) else {}
+    if parsed is not None:
+        parsed[key] = config
+    return config
 
 
 def _policies(

@@ -102,8 +102,8 @@ def study_table(name: str, asked: Mapping[int, str], read: ReadRuns) -> StudyTab
     for seed, run in runs.items():
         for row in run.results.shown:
             asked_rows.setdefault(question(row), {})[seed] = row
-    limits = list(dict.fromkeys(key[2] for key in asked_rows))
-    ordered = sorted(asked_rows, key=lambda key: limits.index(key[2]))
+    limits = {text: n for n, text in enumerate(dict.fromkeys(key[2] for key in asked_rows))}
+    ordered = sorted(asked_rows, key=lambda key: limits[key[2]])
     rows = [_row(key, asked_rows[key], runs, why) for key in ordered]
     rows = _held_against_uniform(rows)
     full = [run.results.full_precision_top1 for run in runs.values()]
