@@ -8,16 +8,18 @@ VENV = .venv
 BIN = $(VENV)/bin
 RUNS = runs
 
-.PHONY: help quickstart test test-slow check bench docs mlflow-ui clean distclean
+.PHONY: help quickstart test test-slow check bench docs mlflow-ui clean distclean faults mlflow-server
 
 help:
 	@echo "make quickstart   install, run LIMPQ end to end on real digits, print the result table"
 	@echo "make test         install the test extra, run all checks and tests"
 	@echo "make test-slow    the tests that make test leaves out, minutes each"
+	@echo "make faults       kill, damage and starve on purpose; writes the table of docs/reliability.md"
 	@echo "make check        ruff, formatting, mypy and import rules"
 	@echo "make bench        time the solver and the quantizer"
 	@echo "make docs         write the generated parts of the documents again"
 	@echo "make mlflow-ui    open MLflow on the runs in $(RUNS)/"
+	@echo "make mlflow-server   a tracking server for this machine; STORE= and PORT= choose"
 	@echo "make clean        remove caches; distclean also $(VENV). Runs are never removed"
 
 quickstart: $(VENV)/installed
@@ -60,6 +62,31 @@ docs: $(VENV)/installed
 
 mlflow-ui: $(VENV)/installed
 	$(BIN)/mlflow ui --backend-store-uri "sqlite:///$$(pwd)/$(RUNS)/mlflow.db"
+
+# A tracking server with an artifact proxy: clients need no rights on the store or the artifacts.
+# Another database: make mlflow-server STORE=postgresql+psycopg://user@host/mlflow (extra postgres).
+STORE = sqlite:///$$(pwd)/$(RUNS)/mlflow-server.db
+PORT = 5000
+mlflow-server: $(VENV)/installed
+	@mkdir -p $(RUNS) && chmod 700 $(RUNS)
+	@echo "== mlflow-server: http://127.0.0.1:$(PORT); set tracking.uri to it"
+	@umask 077; MLFLOW_DISABLE_TELEMETRY=true MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
+	$(BIN)/mlflow server --backend-store-uri "$(STORE)" --serve-artifacts \
+		--artifacts-destination "$$(pwd)/$(RUNS)/mlflow-artifacts" \
+		--host 127.0.0.1 --port $(PORT) --allowed-hosts "127.0.0.1:$(PORT),localhost:$(PORT)"
+
+# One file at a time, so that what was counted before a failure is kept; Ray once at a time.
+FAULTS = resume_identical files_and_numbers malformed mlflow_outages workers_killed driver_faults nodes
+faults: $(VENV)/installed-test
+	@began=$$(date +%s); code=0; counts=$$(mktemp -d); \
+	for name in $(FAULTS); do \
+		echo "== faults: $$name"; \
+		MPQ_FAULTS_OUT=$$counts/$$name.json OMP_NUM_THREADS=1 \
+			$(BIN)/python -m pytest -q -m "slow or not slow" tests/faults/test_$$name.py || code=1; \
+	done; \
+	$(BIN)/python tests/faults/write_table.py $$counts/*.json || code=1; \
+	echo "== faults: took $$(($$(date +%s) - began)) s"; \
+	exit $$code
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
