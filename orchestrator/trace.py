@@ -31,10 +31,18 @@ def traced_costs(config: ExperimentConfig) -> CostTable:
     """
     from trainers.costs import trace_costs
     from trainers.data import input_shape
+    from trainers.data.large_sets import known_classes
+    from trainers.errors import ModelError
     from trainers.metamix.meta_state import check_network
     from trainers.models import build_model
     from trainers.models.weights import published_weights
 
+    classes = known_classes(config.data.spec())
+    if classes is not None and classes > config.model.num_classes:
+        raise ModelError(
+            f"{config.data.path} has {classes} classes and model.num_classes is "
+            f"{config.model.num_classes}; set model.num_classes"
+        )
     source = config.model.weights
     if source is not None and is_published(source):
         published_weights(config.model.name, source.partition(":")[2])

@@ -19,6 +19,7 @@ from torchvision.transforms import functional
 from trainers.data import BatchPlan, evaluation_batches, input_shape, load_data, source_fingerprint
 from trainers.data.augment import crop_box
 from trainers.data.bad_samples import skipped_images
+from trainers.data.large_sets import known_classes
 from trainers.data.pack import PackSettings, pack_folder
 from trainers.data.views import decode
 from trainers.errors import DataError
@@ -463,3 +464,10 @@ def test_sixteen_bits_and_no_image_are_refused():
     for content, message in ((buffer.getvalue(), "8 bits"), (b"x", "cannot identify")):
         with pytest.raises(ValueError, match=message):
             decode(content, 3)
+
+
+def test_the_number_of_classes_is_known_before_anything_is_read(folder, packed):
+    assert known_classes(images("imagefolder", folder)) == 3
+    assert known_classes(images("imagenet_parquet", packed)) == 3
+    assert known_classes(DataSpec(name="digits")) is None
+    assert known_classes(DataSpec(name="imagefolder")) is None

@@ -7,6 +7,7 @@ order of images, and so the batches, are each set's own.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from trainers.data.options import (
     view_of,
 )
 from trainers.data.parquet import shards
-from trainers.data.shards import open_split
+from trainers.data.shards import MANIFEST, open_split
 from trainers.data.splits import split
 from trainers.errors import DataError
 from trainers.phases import DataSpec
@@ -91,6 +92,25 @@ def viewed_shape(spec: DataSpec) -> tuple[int, int, int]:
         for name in ("train", shard_split(root, spec.options.get("eval_split"))):
             shards(root, name)
     return view.channels, view.resolution, view.resolution
+
+
+def known_classes(spec: DataSpec) -> int | None:
+    """Number of classes as the layout tells it, without reading labels; None where it does not.
+
+    Raises:
+        DataError: no such folder, or a damaged manifest.
+    """
+    if spec.path is None:
+        return None
+    if spec.name == "imagefolder":
+        return len(class_names(spec.path))
+    manifest = Path(spec.path) / MANIFEST
+    if spec.name != "imagenet_parquet" or not manifest.is_file():
+        return None
+    try:
+        return len(json.loads(manifest.read_text())["classes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{manifest} is damaged: {error}; pack the images again") from error
 
 
 def folder_listing(root: str) -> list[str]:
