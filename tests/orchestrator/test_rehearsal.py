@@ -20,7 +20,7 @@ from orchestrator.rehearsal_files import make_images, prepare
 from orchestrator.store import RunStore
 from orchestrator.trace import images_fingerprint, traced_costs
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "configs" / "experiments").glob("*_imagenet_*"))
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "configs" / "experiments").glob("*_imagenet*"))
 PLAIN = """schema: experiment/1
 name: small
 runs_dir: {runs}
