@@ -149,7 +149,7 @@ class Mirror:
                         state.mirrored.add(record.record_id)
                 self._mirror_run_files(parent, state)
                 if any(e.kind == events.RUN_FINISHED for e in view.entries):
-                    self._mirror_methods(index, parent, view)
+                    self._mirror_methods(index, view)
                     results = results_of(self._store.name, newest_records(view))
                     if results.rows:
                         log_results(self._client, parent, results_table(results))
@@ -283,8 +283,11 @@ class Mirror:
         status = _MLFLOW_STATUS.get(record.state, "FINISHED")
         self._client.set_terminated(found, status, end_time=end_ms)
 
-    def _mirror_methods(self, index: _Index, parent: str, view: JournalView) -> None:
-        """One child a method, with the same metric keys for all: search cost in one chart."""
+    def _mirror_methods(self, index: _Index, view: JournalView) -> None:
+        """One run a method, with the same metric keys for all: search cost in one chart.
+
+        Beside the parent and not below it: charts leave out what a list has folded away.
+        """
         from mlflow.entities import Metric
 
         time_ms = milliseconds(view.entries[-1].time_utc)
@@ -293,8 +296,7 @@ class Mirror:
         for method, values in methods.items():
             tags = {
                 _TAG_RECORD: f"method/{method}", _TAG_RUN: view.run_id, _TAG_KIND: "method",
-                "mlflow.parentRunId": parent, "mpq.run": self._store.name, "mpq.method": method,
-                "mpq.seed": seed,
+                "mpq.run": self._store.name, "mpq.method": method, "mpq.seed": seed,
             }  # fmt: skip
             found = self._create(index, f"method/{method}", method, time_ms, tags, {"seed": seed})
             metrics = [Metric(named(key), float(v), time_ms, 0) for key, v in values.items()]

@@ -1,7 +1,7 @@
 """What does MLflow get to see besides records? Names it takes, and one line a method; pure.
 
 The child runs of a run are its records, dozens of them, and MLflow's pages chart ten at first. So
-every method gets one child of its own with the same metric keys as all others: filtered by
+every method gets one run of its own with the same metric keys as all others: filtered by
 ``mpq.kind = 'method'``, search cost is one chart.
 """
 
