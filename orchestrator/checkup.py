@@ -17,6 +17,8 @@ from typing import Literal
 
 import psutil
 
+from orchestrator.private import readable_by_others, token_path
+
 Grade = Literal["ok", "warn", "fail"]
 
 # Lowest versions and what is wrong below them; the same bounds as in pyproject.toml.
@@ -62,6 +64,7 @@ def checkup(runs_dir: str) -> tuple[Check, ...]:
         _shared_memory(),
         *_storage(Path(runs_dir)),
         *_security(),
+        *_privacy(Path(runs_dir)),
     )
 
 
@@ -133,17 +136,42 @@ def _security() -> Iterator[Check]:
     yield Check(name="RAY_AUTH_MODE", grade="ok" if fit else "warn", found=mode,
                 advice="" if fit else "anyone who reaches the cluster's ports can run code; "
                 "unset it or set it to token")  # fmt: skip
-    path = Path.home() / ".ray" / "auth_token"
-    if path.is_file():
-        bits = stat.S_IMODE(path.stat().st_mode)
-        private = bits & 0o077 == 0
+    path = token_path()
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        yield Check(name="Ray token", grade="ok", found="in RAY_AUTH_TOKEN")
+    elif path.is_file():
+        private = not readable_by_others(path)
         grade: Grade = "ok" if private else "warn"
-        advice = "" if private else f"chmod 600 {path}"
-        yield Check(name="Ray token file", grade=grade, found=f"mode {bits:o}", advice=advice)
+        found = f"{path}, mode {stat.S_IMODE(path.stat().st_mode):o}"
+        advice = "" if private else f"chmod 600 {path}; the next run does it"
+        yield Check(name="Ray token", grade=grade, found=found, advice=advice)
+    else:
+        yield Check(name="Ray token", grade="ok", found="none yet; the first run makes one")
     address = os.environ.get("RAY_ADDRESS")
     if address:
         yield Check(name="RAY_ADDRESS", grade="warn", found=address,
                     advice="runs on one machine ignore it; Ray's own tools do not")  # fmt: skip
+
+
+def _privacy(runs_dir: Path) -> Iterator[Check]:
+    """Who else may read runs, or write into them and so steer them."""
+    open_runs = [
+        path.name
+        for path in (sorted(runs_dir.iterdir()) if runs_dir.is_dir() else [])
+        if (path / "journal.jsonl").is_file() and readable_by_others(path)
+    ]
+    told = f"{', '.join(open_runs[:5])} can be read by others" if open_runs else "the owner's alone"
+    advice = f"chmod -R go= {runs_dir}, unless a group shares them (MPQ_UMASK)"
+    yield Check(name="run folders", grade="warn" if open_runs else "ok", found=told,
+                advice=advice if open_runs else "")  # fmt: skip
+    if runs_dir.is_dir() and runs_dir.stat().st_mode & (stat.S_IWOTH | stat.S_IWGRP):
+        mode = stat.S_IMODE(runs_dir.stat().st_mode)
+        grade: Grade = "fail" if mode & stat.S_IWOTH and not mode & stat.S_ISVTX else "warn"
+        yield Check(name="runs_dir mode", grade=grade, found=f"{mode:o}",
+                    advice="whoever writes there can steer runs: chmod go-w")  # fmt: skip
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS"):
+        yield Check(name="MLflow TLS", grade="warn", found="MLFLOW_TRACKING_INSECURE_TLS is set",
+                    advice="the tracking server's certificate is not checked")  # fmt: skip
 
 
 def _file_system(folder: Path) -> str:
