@@ -33,6 +33,8 @@ VERBS: Mapping[str, str] = {
     "report": "Write a run's report and figures again from its records.",
     "compare": "Put the results of several runs into one table.",
     "sync": "Bring MLflow up to date with a run's journal.",
+    "push": "Copy a run to storage by URI, verified.",
+    "pull": "Bring a pushed run back.",
     "costs": "Print what a network costs, layer by layer.",
     "literature": "Print what the papers report, row by row.",
     "solve": "Assign bits from tables on disk; no torch, no Ray.",
