@@ -210,7 +210,7 @@ def study_cells(row: StudyRow) -> tuple[str, ...]:
         "-" if row.drop is None else f"{row.drop.mean:+.2f}",
         "-" if against is None else f"{against.mean:+.2f}",
         _interval(against, "{:+.2f}"),
-        "-" if row.p_adjusted is None else f"{row.p_adjusted:.3f}",
+        _p_value(row.p_adjusted),
         "-" if row.bitops_g is None else bitops_text(row.bitops_g),
         "-" if row.weight_mib is None else f"{row.weight_mib:.3f} MiB",
         search,
@@ -230,6 +230,12 @@ def study_values(table: StudyTable) -> dict[str, Any]:
         "problems": list(table.problems),
         "rows": [asdict(row) for row in table.rows],
     }
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _sd(found: Summary | None) -> str:
