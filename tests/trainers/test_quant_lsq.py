@@ -183,8 +183,12 @@ def test_gradient_scale() -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("read_once", [False, True])
 def test_compiled_equals_eager(
-    dtype: torch.dtype, layout: torch.memory_format, read_once: bool
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    read_once: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("trainers.quant.lsq._LEAST_COMPILED", 1 << 14)
     draw = torch.Generator().manual_seed(11)
     for shape, (qn, qp) in (
         ((4, 16, 19, 19), (0, 3)),
