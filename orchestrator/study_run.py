@@ -106,6 +106,8 @@ def _work(
 
     def work(name: str) -> Mapping[str, Any]:
         seed = int(name)
+        if store.stop_path.exists():
+            return {"exit_code": int(ExitCode.INTERRUPTED), "wall_s": 0.0}
         log = store.log_path(seed)
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [
@@ -135,7 +137,8 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Ray's workers may ignore it, and a program inherits that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
