@@ -76,7 +76,8 @@ mlflow-server: $(VENV)/installed
 		--host 127.0.0.1 --port $(PORT) --allowed-hosts "127.0.0.1:$(PORT),localhost:$(PORT)"
 
 # One file at a time, so that what was counted before a failure is kept; Ray once at a time.
-FAULTS = resume_identical files_and_numbers malformed mlflow_outages workers_killed driver_faults nodes
+FAULTS = resume_identical broken_files numbers_and_names malformed mlflow_outages \
+	workers_killed driver_faults nodes
 faults: $(VENV)/installed-test
 	@began=$$(date +%s); code=0; counts=$$(mktemp -d); \
 	for name in $(FAULTS); do \

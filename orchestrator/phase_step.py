@@ -127,7 +127,7 @@ def lost_step(
 ) -> UserError:
     """Record that a step lost its workers for good; what is to be raised."""
     _keep_failure(session, step, spec, State.FAILED, str(error), began)
-    kind = ResourceError if error.failure is FailureClass.RESOURCE else StepFailedError
+    kind = ResourceError if error.failure == FailureClass.RESOURCE else StepFailedError
     return kind(
         f"{step.name} lost its workers: {error}",
         str(session.store.step_dir(step.name)),

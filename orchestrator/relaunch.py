@@ -36,8 +36,8 @@ class GroupLostError(Exception):
     """
 
     def __init__(self, message: str, failure: str = "infrastructure") -> None:
-        super().__init__(message, failure)
-        self.message, self.failure = message, FailureClass(failure)
+        super().__init__(message, str(failure))
+        self.message, self.failure = message, str(failure)
 
     def __str__(self) -> str:
         return self.message

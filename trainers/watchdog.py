@@ -29,6 +29,9 @@ _LOOK_EVERY_S = 1.0
 class SupersededError(RuntimeError):
     """Another worker group took this one's place; nothing more may be written."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
 
 def raise_fence(step_dir: Path, token: str) -> None:
     """Make ``token`` the group whose workers may write; the driver's part."""

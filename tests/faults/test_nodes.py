@@ -121,7 +121,7 @@ def test_ten_thousand_solves_over_four_nodes_with_one_lost(
 
     import ray
     from forked import Phases
-    from test_files_and_numbers import importance_of
+    from test_numbers_and_names import importance_of
 
     from orchestrator.config_schema import SearchConfig
     from orchestrator.solve_tasks import SweepTables, answer_questions, solve_on_cluster
