@@ -117,14 +117,23 @@ def living_nodes() -> Nodes:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep our handlers: Ray installs one on SIGTERM that leaves at once with exit code 15."""
+    """Keep our handlers: Ray installs one on SIGTERM that leaves at once with exit code 15.
+
+    It is kept from doing so, since a signal may come while Ray starts; and whatever it installed
+    all the same is put back.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    import ray
+
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    inner = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
+        ray._private.utils.set_sigterm_handler = inner
         for number, handler in before.items():
             signal.signal(number, handler)
 
