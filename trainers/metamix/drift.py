@@ -29,6 +29,7 @@ from trainers.metamix.setup import MetaTraining, prepare
 from trainers.metamix.tables import DRIFT_COLUMNS, DRIFT_SCHEMA
 from trainers.meters import device_name
 from trainers.phases import Cost, PhaseContext, PhaseResult, PhaseSpec
+from trainers.precision import backward
 from trainers.quant.handle import Bits
 from trainers.quant.tracing import trace_network
 from trainers.results import finish_phase, load_result
@@ -160,7 +161,7 @@ class _Watch:
         training.network.restore_bits(self._bits(update))
         loss = training.loss(model(images), labels, training.loss.targets(images))
         training.meter.forward(len(labels))
-        loss.backward()
+        backward(model, loss)
         training.meter.backward()
         return loss
 
