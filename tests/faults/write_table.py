@@ -1,6 +1,6 @@
 """Which faults did the last runs inject? Puts their counts into docs/reliability.md.
 
-    python tests/faults/write_table.py COUNTS.json ...
+python tests/faults/write_table.py COUNTS.json ...
 """
 
 from __future__ import annotations
