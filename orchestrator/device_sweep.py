@@ -19,8 +19,8 @@ from orchestrator import records as keys
 from orchestrator.cells import bit_choices
 from orchestrator.cluster import ray_cluster, total
 from orchestrator.errors import StoreError
-from orchestrator.figures import save_figure
-from orchestrator.figures_sweep import objective_over_limit
+from orchestrator.figures.files import save_figure
+from orchestrator.figures.sweep import objective_over_limit
 from orchestrator.outcomes import policy_metrics
 from orchestrator.records import RunRecord, State
 from orchestrator.runs import newest_records

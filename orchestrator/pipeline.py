@@ -20,7 +20,7 @@ from orchestrator.config import LoadedConfig
 from orchestrator.drift import refuse_drift
 from orchestrator.errors import ExitCode, InterruptedRunError, TerminatedRunError
 from orchestrator.evidence import evidence_parts
-from orchestrator.images_at_hand import require_path
+from orchestrator.forecast.images_at_hand import require_path
 from orchestrator.ledger import USEFUL, overhead_share
 from orchestrator.literature import rows_named
 from orchestrator.metamix_step import metamix_steps
@@ -32,13 +32,13 @@ from orchestrator.policies import Candidate, unmet_candidates
 from orchestrator.provenance import library_versions, machine_facts
 from orchestrator.records import EVIDENCE, RunRecord, State
 from orchestrator.redact import redacted_text
-from orchestrator.report import draw_figures, write_report
+from orchestrator.report.cells_text import print_results
+from orchestrator.report.write import draw_figures, write_report
 from orchestrator.session import Session
 from orchestrator.source_steps import source_steps
 from orchestrator.specs import phase_spec
 from orchestrator.store import RunStore
 from orchestrator.sweep_step import ImportanceFile, keep_rows, sweep_step
-from orchestrator.tables_text import print_results
 from orchestrator.trace import images_fingerprint, traced_costs
 from orchestrator.train_step import train_step
 from solvers.storage import save_costs

@@ -67,7 +67,7 @@ def images_fingerprint(config: ExperimentConfig) -> str:
     Raises:
         DataError: nothing says where the images are, or they cannot be read.
     """
-    from orchestrator.images_at_hand import require_path
+    from orchestrator.forecast.images_at_hand import require_path
     from trainers.data import source_fingerprint
 
     require_path(config)

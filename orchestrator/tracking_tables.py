@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.report.cells_text import COLUMNS, result_cells
 from orchestrator.results import Results
-from orchestrator.tables_text import COLUMNS, result_cells
 
 FILE = "results_table.json"
 

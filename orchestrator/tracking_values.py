@@ -24,7 +24,7 @@ from orchestrator.records import (
     SOLVE_WALL_S,
     RunRecord,
 )
-from orchestrator.report_costs import fixed_and_marginal, search_parts
+from orchestrator.report.costs import fixed_and_marginal, search_parts
 from orchestrator.results import results_of
 
 # Of a method: what its search costs for one budget, what is paid once, what every device pays.

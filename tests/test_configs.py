@@ -10,11 +10,11 @@ from orchestrator.cells import bit_choices, resolve_limits
 from orchestrator.config import LoadedConfig, load_config
 from orchestrator.device_files import load_devices
 from orchestrator.errors import ConfigError
-from orchestrator.images_at_hand import images_at_hand
+from orchestrator.forecast.images_at_hand import images_at_hand
 from orchestrator.literature import dataset_of, rows_named, shipped_rows
 from orchestrator.names import known_names
 from orchestrator.plan import make_plan
-from orchestrator.study_config import expand, load_study
+from orchestrator.study.config import expand, load_study
 from orchestrator.trace import traced_costs
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

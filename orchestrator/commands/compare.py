@@ -31,12 +31,12 @@ def command(
     Prints accuracy, drop, BitOps, size, in which layers policies differ, search cost by phase and
     per device, how stable policies are between the runs, and what makes them incomparable.
     """
-    from orchestrator.compare import as_values, compare
-    from orchestrator.compare_inputs import read_runs
-    from orchestrator.compare_text import comparison_markdown, literature_rows, print_comparison
+    from orchestrator.compare.inputs import read_runs
+    from orchestrator.compare.runs import as_values, compare
+    from orchestrator.compare.text import comparison_markdown, literature_rows, print_comparison
     from orchestrator.errors import StoreError
-    from orchestrator.rehearsal import refuse_mixture
-    from orchestrator.study_store import find_runs
+    from orchestrator.rehearsal.config import refuse_mixture
+    from orchestrator.study.store import find_runs
 
     read = read_runs([store for run in runs for store in find_runs(run, runs_dir)])
     if not read.runs:

@@ -38,9 +38,9 @@ def command(
     are infeasible.
     """
     from orchestrator.config import load_config
-    from orchestrator.forecast import forecast
+    from orchestrator.forecast.now import forecast
+    from orchestrator.forecast.rate import measured_rate, stated_rate
     from orchestrator.names import known_names
-    from orchestrator.rate import measured_rate, stated_rate
 
     if calibrate and images_per_s is not None:
         raise UserError("a rate is stated and another is to be measured",

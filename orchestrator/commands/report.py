@@ -20,11 +20,11 @@ def command(runs: tuple[str, ...], runs_dir: str, output: str | None) -> ExitCod
     Several runs are taken as seeds of one study: the page holds their means and intervals.
     """
     from orchestrator.journal import read_journal
-    from orchestrator.report import PAGE, write_report
-    from orchestrator.study_report import write_study_report
-    from orchestrator.study_store import find_runs, find_study
-    from orchestrator.study_text import print_study
-    from orchestrator.tables_text import print_results
+    from orchestrator.report.cells_text import print_results
+    from orchestrator.report.write import PAGE, write_report
+    from orchestrator.study.report import write_study_report
+    from orchestrator.study.store import find_runs, find_study
+    from orchestrator.study.text import print_study
 
     study = find_study(runs[0], runs_dir) if len(runs) == 1 else None
     stores = [store for run in runs for store in find_runs(run, runs_dir)]
@@ -36,7 +36,7 @@ def command(runs: tuple[str, ...], runs_dir: str, output: str | None) -> ExitCod
         print_results(write_report(store, read_journal(store.journal_path)))
         click.echo(f"report: {store.root / PAGE}")
     else:
-        from orchestrator.study_store import seeds_of
+        from orchestrator.study.store import seeds_of
 
         folder = Path(output or "comparison")
         table = write_study_report(folder.resolve().name, seeds_of(stores), stores, folder)

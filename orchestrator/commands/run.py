@@ -54,7 +54,7 @@ def command(
         overrides = (*overrides, f"cluster.address={json.dumps(address)}")
     loaded = load_config(config, overrides, known_names())
     if rehearse:
-        from orchestrator.rehearsal_run import rehearse_experiment
+        from orchestrator.rehearsal.run import rehearse_experiment
 
         return rehearse_experiment(loaded)
 

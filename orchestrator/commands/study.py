@@ -27,10 +27,10 @@ def command(
     again. Seeds may be added to a study; other methods or budgets need another name.
     """
     from orchestrator.names import known_names
-    from orchestrator.study import StudyOrder, run_whole_study
-    from orchestrator.study_config import expand, load_study
-    from orchestrator.study_results import study_values
-    from orchestrator.study_text import print_study
+    from orchestrator.study.config import expand, load_study
+    from orchestrator.study.results import study_values
+    from orchestrator.study.story import StudyOrder, run_whole_study
+    from orchestrator.study.text import print_study
 
     study = load_study(config, runs_dir)
     experiments = expand(study, known_names())

@@ -95,9 +95,9 @@ def test_configurations(
     count: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], ledger: Ledger,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from orchestrator import forecast
     from orchestrator.config import load_config
     from orchestrator.errors import ConfigError
+    from orchestrator.forecast import now as forecast
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(forecast, "forecast", _accepted)

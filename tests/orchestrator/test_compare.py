@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.commands.compare import command
-from orchestrator.compare import as_values, compare, question
-from orchestrator.compare_inputs import read_runs
-from orchestrator.compare_policies import distance, stability
+from orchestrator.compare.inputs import read_runs
+from orchestrator.compare.policies import distance, stability
+from orchestrator.compare.runs import as_values, compare, question
 from orchestrator.errors import StoreError
 from orchestrator.store import RunStore
 from tests.orchestrator.run_folders import POLICIES, policy, write_run

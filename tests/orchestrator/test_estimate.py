@@ -10,12 +10,12 @@ import pytest
 from orchestrator.cli import run_command
 from orchestrator.config import load_config
 from orchestrator.config_schema import ExperimentConfig
-from orchestrator.estimate import ImageCount, hours, trained_policies, work_of
-from orchestrator.images_at_hand import IMAGENET, images_at_hand, require_path
+from orchestrator.forecast.images_at_hand import IMAGENET, images_at_hand, require_path
+from orchestrator.forecast.rate import measured_rate, stated_rate
+from orchestrator.forecast.work import Work
+from orchestrator.forecast.work_of_plan import ImageCount, hours, trained_policies, work_of
 from orchestrator.plan import Plan, make_plan
-from orchestrator.rate import measured_rate, stated_rate
 from orchestrator.trace import traced_costs
-from orchestrator.work import Work
 from trainers.errors import DataError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"

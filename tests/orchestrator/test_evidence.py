@@ -18,7 +18,7 @@ from orchestrator.journal import read_journal
 from orchestrator.outcomes import phase_record
 from orchestrator.plan import Plan, make_plan
 from orchestrator.records import EVIDENCE, RunRecord, State
-from orchestrator.report import write_report
+from orchestrator.report.write import write_report
 from orchestrator.results import results_of
 from orchestrator.specs import phase_spec
 from orchestrator.store import RunStore
@@ -220,7 +220,7 @@ def test_evidence_ends_in_records_figures_and_the_report(finished: RunStore) -> 
 def test_figure_7_shows_the_trace_over_the_operations(
     config_file: Path, finished: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator import report_figures_metamix as chosen
+    from orchestrator.report import figures_metamix as chosen
 
     seen: dict[str, Any] = {}
 
@@ -230,7 +230,7 @@ def test_figure_7_shows_the_trace_over_the_operations(
     monkeypatch.setattr(chosen.draw, "selected_bits", note)
     for name in ("alpha_paths", "norm_drift", "input_distributions", "hessian_traces"):
         monkeypatch.setattr(chosen.draw, name, lambda *_: None)
-    chosen.metamix_figures(finished, read_journal(finished.journal_path).records())
+    chosen.metamix_figures(finished, read_journal(finished.journal_path).records(), [])
     plan = _plan(config_file)
     macs = {layer.name: float(layer.num_macs) for layer in plan.costs.searched}
     assert seen["MACs"] == macs

@@ -10,18 +10,18 @@ from xml.etree import ElementTree
 
 import pytest
 
-from orchestrator.figures_accuracy import AccuracyPoint, accuracy_figure, front
-from orchestrator.figures_bits import bits_figure
-from orchestrator.figures_cost import (
+from orchestrator.figures.accuracy import AccuracyPoint, accuracy_figure, front
+from orchestrator.figures.bits import bits_figure
+from orchestrator.figures.cost import (
     ReportedCost,
     amortised_figure,
     search_cost_figure,
     seconds_text,
 )
-from orchestrator.figures_heat import SolvedCell, alpha_map, indicator_figure
-from orchestrator.figures_methods import method_styles
-from orchestrator.figures_svg import Drawing, Scale, legend_rows
-from orchestrator.report_costs import SearchPart
+from orchestrator.figures.heat import SolvedCell, alpha_map, indicator_figure
+from orchestrator.figures.methods import method_styles
+from orchestrator.figures.svg import Drawing, Scale, legend_rows
+from orchestrator.report.costs import SearchPart
 from solvers.policy import Policy, make_policy
 from solvers.tables import CostTable, Importance, ImportanceTable, LayerBits, LayerSpec
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from matplotlib.colors import to_hex
 
-from orchestrator import figures_metamix as figures
-from orchestrator.figures import save_figure
+from orchestrator.figures import metamix as figures
+from orchestrator.figures.files import save_figure
 
 
 def _columns(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.cli import run_command
 from orchestrator.config import load_config
 from orchestrator.drift import refuse_drift
-from orchestrator.forecast import forecast
+from orchestrator.forecast.now import forecast
 from orchestrator.records import RunRecord, State
 from orchestrator.store import RunStore
 

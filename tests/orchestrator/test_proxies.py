@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.compare_proxies import (
+from orchestrator.compare.proxies import (
     ALL_LIMITS,
     MeasuredPolicy,
     predicted_objective,
@@ -10,8 +10,8 @@ from orchestrator.compare_proxies import (
     tau_text,
     validities,
 )
-from orchestrator.figures_proxies import proxy_scatter, tau_figure
-from orchestrator.statistics import RankCorrelation
+from orchestrator.compare.statistics import RankCorrelation
+from orchestrator.figures.proxies import proxy_scatter, tau_figure
 from tests.orchestrator.run_folders import policy, table
 
 

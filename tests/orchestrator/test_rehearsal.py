@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator import rehearsal_run
 from orchestrator.config import LoadedConfig, load_config
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.contradictions import contradictions
 from orchestrator.drift import refuse_drift
 from orchestrator.errors import ExitCode, UserError
 from orchestrator.plan import make_plan
-from orchestrator.rehearsal import MAX_IMAGES, STEPS, Stage, refuse_mixture, rehearsed
-from orchestrator.rehearsal_files import make_images, prepare
+from orchestrator.rehearsal import run as rehearsal_run
+from orchestrator.rehearsal.config import MAX_IMAGES, STEPS, Stage, refuse_mixture, rehearsed
+from orchestrator.rehearsal.files import make_images, prepare
 from orchestrator.store import RunStore
 from orchestrator.trace import images_fingerprint, traced_costs
 
@@ -201,7 +201,7 @@ def test_every_record_of_a_rehearsal_says_so(config: ExperimentConfig) -> None:
 
 def test_a_report_of_a_rehearsal_says_so_first(config: ExperimentConfig) -> None:
     from orchestrator.attempts import attempt
-    from orchestrator.report import write_report
+    from orchestrator.report.write import write_report
 
     short = rehearsed(config, Stage())
     short = replace(short, tracking=replace(short.tracking, enabled=False))

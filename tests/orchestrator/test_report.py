@@ -9,11 +9,11 @@ import pytest
 from orchestrator import events
 from orchestrator.journal import JournalView, read_journal
 from orchestrator.records import RunRecord, State
-from orchestrator.report import write_report
+from orchestrator.report.cells_text import escaped, markdown_table
+from orchestrator.report.write import write_report
 from orchestrator.results import NOT_TRAINED, bitops_text, results_of
 from orchestrator.runs import newest_records, run_status
 from orchestrator.store import RunStore
-from orchestrator.tables_text import escaped, markdown_table
 from orchestrator.yaml_source import dump_yaml
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.html_page import Section, page
-from orchestrator.html_style import COLOURS, in_light, style_sheet
-from orchestrator.html_text import anchor, bullets, esc, facts_list, html_table
 from orchestrator.journal import read_journal
 from orchestrator.literature import LiteratureRow
 from orchestrator.records import RunRecord, State
-from orchestrator.report import PAGE, write_report
-from orchestrator.report_literature import paired_row, paper_cells, reported_for
+from orchestrator.report.escape import anchor, bullets, esc, facts_list, html_table
+from orchestrator.report.literature import paired_row, paper_cells, reported_for
+from orchestrator.report.page import Section, page
+from orchestrator.report.style import COLOURS, in_light, style_sheet
+from orchestrator.report.write import PAGE, write_report
 from orchestrator.results import ResultRow
 from orchestrator.store import RunStore
 from tests.orchestrator.run_folders import POLICIES, write_run

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from orchestrator.statistics import (
+from orchestrator.compare.statistics import (
     holm,
     kendall,
     paired,

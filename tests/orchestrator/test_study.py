@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestrator import study as story
 from orchestrator.commands.report import command as report_command
-from orchestrator.compare_inputs import read_runs
+from orchestrator.compare.inputs import read_runs
 from orchestrator.errors import ConfigError, DriftError, ExitCode, StoreError
 from orchestrator.records import RunRecord, State
-from orchestrator.study_config import expand, experiment_tree, is_study, load_study
-from orchestrator.study_report import write_study_report
-from orchestrator.study_results import COLUMNS, study_cells, study_table, study_values
-from orchestrator.study_run import exit_code, pending_seeds
-from orchestrator.study_store import find_runs, find_study, keep_study, read_study, seeds_of
+from orchestrator.study import story
+from orchestrator.study.config import expand, experiment_tree, is_study, load_study
+from orchestrator.study.report import write_study_report
+from orchestrator.study.results import COLUMNS, study_cells, study_table, study_values
+from orchestrator.study.store import find_runs, find_study, keep_study, read_study, seeds_of
+from orchestrator.study.trials import exit_code, pending_seeds
 from orchestrator.yaml_source import dump_yaml
 from tests.orchestrator.run_folders import POLICIES, write_run
 

@@ -1,0 +1,1 @@
+"""What came out of a run: one page, one Markdown file, one table."""

@@ -1,0 +1,1 @@
+"""Methods x budgets x seeds: many runs, one table."""
