@@ -86,7 +86,10 @@ def sweep_step(
             path = folder / "policies" / f"{_id(candidate)}.json"
             if candidate.policy is not None and not path.exists():
                 save_policy(path, candidate.policy)
-        outputs = {"policies": folder / "policies"}
+        outputs = {}
+        # MetaMix alone, without controls, leaves its policies with its bit selections.
+        if any(candidate.policy is not None for candidate in candidates):
+            outputs["policies"] = folder / "policies"
         if outcome:
             outputs["answers"] = folder / "answers"
         record = session.stamped(

@@ -20,6 +20,7 @@ from orchestrator.policies import Candidate
 from orchestrator.session import Session
 from orchestrator.specs import phase_spec
 from orchestrator.store import RunStore
+from orchestrator.sweep_step import sweep_step
 from orchestrator.train_step import train_step
 from solvers.policy import make_policy
 from solvers.tables import CostTable, LayerBits, LayerSpec
@@ -86,9 +87,9 @@ def sessions(tmp_path: Path) -> Iterator[Any]:
     """Makes sessions on runs below one folder."""
     with ExitStack() as stack:
 
-        def session(name: str, donors: tuple[RunStore, ...] = ()) -> Session:
+        def session(name: str, donors: tuple[RunStore, ...] = (), method: str = "limpq") -> Session:
             path = tmp_path / f"{name}.yaml"
-            path.write_text(TEXT.replace("NAME", name))
+            path.write_text(TEXT.replace("NAME", name) + f"method: {method}\n")
             store = RunStore(tmp_path / "runs", name)
             return Session(
                 config=load_config(path).config, store=store, ledger=Ledger(), command="",
@@ -194,3 +195,14 @@ def test_the_same_bits_from_another_start_are_another_training(sessions: Any, ma
     (record,) = _train(session, 2, start={"weights": "w"}, start_key="second")
     assert "reused_from" not in record.facts
     assert len(made.ran) == 2
+
+
+def test_a_sweep_that_has_no_policy_of_its_own_is_finished(sessions: Any) -> None:
+    """MetaMix alone: its policies lie with its bit selections, and no control is asked for."""
+    session = sessions("alone", method="metamix\ncontrols: []")
+    plan = make_plan(session.config, COSTS, "images")
+    cluster: Any = SimpleNamespace()
+    for _ in ("made", "found"):
+        assert sweep_step(session, plan, plan.step("sweep"), {}, cluster) == ()
+    record = next(r for r in session.journal.records() if r.step == "sweep")
+    assert record.outputs == {}
