@@ -33,7 +33,7 @@ from orchestrator.provenance import library_versions, machine_facts
 from orchestrator.records import EVIDENCE, RunRecord, State
 from orchestrator.redact import redacted_text
 from orchestrator.report.cells_text import print_results
-from orchestrator.report.write import draw_figures, write_report
+from orchestrator.report.write import PAGE, draw_figures, write_report
 from orchestrator.session import Session
 from orchestrator.source_steps import source_steps
 from orchestrator.specs import phase_spec
@@ -240,7 +240,7 @@ def _finish(session: Session) -> ExitCode:
     )
     session.say(f"wall time {sum(spent.values()):.0f} s: {useful}")
     session.say(f"{100 * overhead_share(spent):.0f} % is neither: {rest}")
-    session.say(f"report: {store.report_path}")
+    session.say(f"report: {store.report_path.with_name(PAGE)}")
     return code
 
 
