@@ -21,6 +21,10 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
 from fault_ledger import Ledger  # noqa: E402
+from forked import Phases  # noqa: E402
+
+from solvers.storage import load_costs  # noqa: E402
+from solvers.tables import CostTable  # noqa: E402
 
 LEDGER = Ledger()
 
@@ -214,3 +218,13 @@ def command(tmp_path: Path) -> Iterator[Command]:
     yield made
     for process in made.processes():
         process.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory: pytest.TempPathFactory) -> Phases:
+    return Phases(tmp_path_factory.mktemp("phases"))
+
+
+@pytest.fixture(scope="module")
+def costs(phases: Phases) -> CostTable:
+    return load_costs(phases.inputs["costs"])

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from forked import Phases, in_child
+from forked import in_child
+from small_tables import importance_of, survived
 
 from orchestrator.cli import run_command
 from orchestrator.errors import ResourceError, StoreError
@@ -29,41 +30,13 @@ from solvers.storage import (
     save_importance,
     save_policy,
 )
-from solvers.tables import CostTable, Importance, ImportanceTable, LayerBits
+from solvers.tables import CostTable, LayerBits
 from trainers.checkpoint import Checkpoints, load_tensors
 from trainers.errors import CheckpointError, TrainersError
 from trainers.results import load_result
 
 if TYPE_CHECKING:
     from fault_ledger import Ledger
-
-
-@pytest.fixture(scope="module")
-def phases(tmp_path_factory: pytest.TempPathFactory) -> Phases:
-    return Phases(tmp_path_factory.mktemp("phases"))
-
-
-@pytest.fixture(scope="module")
-def costs(phases: Phases) -> CostTable:
-    return load_costs(phases.inputs["costs"])
-
-
-def importance_of(costs: CostTable) -> ImportanceTable:
-    searched = [layer.name for layer in costs if layer.pinned is None]
-    rows = tuple(
-        Importance(layer=name, tensor=tensor, bits=b, value=(index + 2.0) / b)
-        for index, name in enumerate(searched)
-        for tensor in ("weight", "act")
-        for b in (2, 4)
-    )
-    return ImportanceTable(model=costs.model, fingerprint=costs.fingerprint, method="test",
-                           seed=0, data_fingerprint="d", rows=rows)  # fmt: skip
-
-
-def survived(ledger: Ledger, row: int, kind: str, check: Callable[[], None]) -> None:
-    ledger.inject(row, kind)
-    check()
-    ledger.survive(row, kind)
 
 
 # --- 6: no room ----------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from forked import Phases
+from small_tables import importance_of, survived
 
 from orchestrator.cli import run_command
 from orchestrator.journal import read_journal
@@ -23,10 +23,7 @@ from solvers.batch import Question, Tables, answer
 from solvers.errors import PolicyError, TableError
 from solvers.limits import Limit
 from solvers.policy import check_fits, make_policy
-from solvers.storage import (
-    load_costs,
-)
-from solvers.tables import BitChoices, CostTable, Importance, ImportanceTable, LayerBits
+from solvers.tables import BitChoices, CostTable, LayerBits
 from trainers.checkpoint import load_tensors
 from trainers.costs import trace_costs
 from trainers.errors import DivergedError, TrainersError
@@ -38,34 +35,6 @@ from trainers.watchdog import Fence, SupersededError, Watchdog, raise_fence
 
 if TYPE_CHECKING:
     from fault_ledger import Ledger
-
-
-@pytest.fixture(scope="module")
-def phases(tmp_path_factory: pytest.TempPathFactory) -> Phases:
-    return Phases(tmp_path_factory.mktemp("phases"))
-
-
-@pytest.fixture(scope="module")
-def costs(phases: Phases) -> CostTable:
-    return load_costs(phases.inputs["costs"])
-
-
-def importance_of(costs: CostTable) -> ImportanceTable:
-    searched = [layer.name for layer in costs if layer.pinned is None]
-    rows = tuple(
-        Importance(layer=name, tensor=tensor, bits=b, value=(index + 2.0) / b)
-        for index, name in enumerate(searched)
-        for tensor in ("weight", "act")
-        for b in (2, 4)
-    )
-    return ImportanceTable(model=costs.model, fingerprint=costs.fingerprint, method="test",
-                           seed=0, data_fingerprint="d", rows=rows)  # fmt: skip
-
-
-def survived(ledger: Ledger, row: int, kind: str, check: Callable[[], None]) -> None:
-    ledger.inject(row, kind)
-    check()
-    ledger.survive(row, kind)
 
 
 # --- 10: not a number ----------------------------------------------------------------------------
