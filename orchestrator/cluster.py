@@ -81,6 +81,9 @@ def ray_cluster(address: str | None, *, insecure: bool = False) -> Iterator[Node
         ResourceError: the address does not answer, refuses our token, or asks for none.
     """
     set_environment()
+    if address is None:
+        # Nobody takes this machine back; the watcher is a process more for every worker group.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     mended = ensure_token()
     if mended:
         log.warning("%s", mended)
@@ -88,7 +91,16 @@ def ray_cluster(address: str | None, *, insecure: bool = False) -> Iterator[Node
 
     try:
         with _own_signals():
-            ray.init(address=address or "local", log_to_driver=False, logging_level="WARNING")
+            if address:
+                ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+            else:
+                # A dashboard is two processes and an open port that such a run has no use for.
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="WARNING",
+                )
     except Exception as error:
         raise ResourceError(
             f"cannot start or reach a Ray cluster: {error}",
