@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from orchestrator.cells import bit_choices, resolve_limits
 from orchestrator.config import LoadedConfig, load_config
@@ -22,6 +27,7 @@ EXPERIMENTS = sorted(
     path for path in (CONFIGS / "experiments").glob("*.yaml") if not path.stem.startswith("study_")
 )
 STUDIES = sorted((CONFIGS / "experiments").glob("study_*.yaml"))
+EVIDENCE = sorted((CONFIGS / "evidence").glob("*.yaml"))
 DEVICES = sorted(p for p in (CONFIGS / "devices").glob("*.yaml"))
 # What a person has and a checkout has not.
 OWN_FILES = {"data.path", "model.weights"}
@@ -57,6 +63,24 @@ def test_file_loads_and_plans(path: Path) -> None:
     assert plan.feasible_limits, "nothing would be trained"
     assert [step.name for step in plan.steps][:2] == ["costs", "pretrain"]
     assert len({step.key for step in plan.steps}) == len(plan.steps)
+
+
+@pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
+def test_evidence_plans_whatever_the_images(path: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pt"
+    weights.touch()
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(picture, "PNG")
+    table = pa.table({"image": [picture.getvalue()] * 10, "label": list(range(10))})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    own = (f"data.path={tmp_path}", f"model.weights={weights}")
+    config = load_config(path, own, known_names()).config
+    # The costs need the network only; its weights are the user's.
+    costs = traced_costs(replace(config, model=replace(config.model, weights=None)))
+    plan = make_plan(config, costs, "images")
+    assert plan.feasible_limits
+    assert config.name.startswith("evidence-")
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
