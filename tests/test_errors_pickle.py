@@ -40,9 +40,8 @@ def error_classes() -> list[type[Exception]]:
 def example(kind: type[Exception]) -> Exception:
     if kind is ConfigError:
         return ConfigError((PROBLEM, PROBLEM))
-    if "__init__" not in {
-        name for base in kind.__mro__ for name in vars(base) if base.__module__ != "builtins"
-    }:
+    constructor = next(base for base in kind.__mro__ if "__init__" in vars(base))
+    if constructor.__module__ == "builtins":
         return kind("what, where and what to do")
     parameters = inspect.signature(kind).parameters.values()
     return kind(*(f"{p.name} of it" for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD))

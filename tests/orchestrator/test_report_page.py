@@ -230,7 +230,7 @@ def test_sections_without_a_body_are_left_out() -> None:
     assert "<h2>B</h2>" not in text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the page with")
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser here: install chromium to draw the page")
 @pytest.mark.parametrize(
     ("width", "dark"), [(1200, False), (1200, True), (400, False), (400, True)]
 )
