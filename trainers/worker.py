@@ -22,6 +22,7 @@ import torch
 
 from solvers.errors import SolversError
 from trainers.errors import TrainersError
+from trainers.memory import keep_freed_memory
 from trainers.messages import StopRequest, append_progress
 from trainers.phases import PhaseContext, PhaseSpec, Report
 from trainers.registry import find_phase
@@ -48,6 +49,8 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     began = time.time()
     os.umask(settings["umask"])
     torch.set_num_threads(settings["num_threads"])
+    if ray.train.torch.get_device().type == "cpu":
+        keep_freed_memory()
     train_context = ray.train.get_context()
     spec: PhaseSpec = settings["spec"]
     step_dir, rank = Path(settings["step_dir"]), train_context.get_world_rank()
