@@ -12,7 +12,14 @@ from solvers.errors import LimitError
 from solvers.limits import parse_limit
 from solvers.problem import build_problem
 from solvers.storage import load_policy, save_costs
-from solvers.tables import BitChoices, CostTable, LayerBits, LayerSpec, TensorLife
+from solvers.tables import (
+    BitChoices,
+    CostTable,
+    ImportanceTable,
+    LayerBits,
+    LayerSpec,
+    TensorLife,
+)  # fmt: skip
 from trainers.baselines import hawq_v3
 from trainers.baselines.config import EdmipsConfig, HawqV3Config, RandomSearchConfig
 from trainers.baselines.edmips import (
@@ -25,6 +32,7 @@ from trainers.baselines.edmips import (
 )  # fmt: skip
 from trainers.baselines.hawq import climb, ladders_of
 from trainers.baselines.hawq_v3 import with_tied_readers
+from trainers.baselines.table import importance_rows
 from trainers.checkpoint import save_tensors
 from trainers.costs import trace_costs
 from trainers.metamix.architecture import Architecture, units_of
@@ -67,7 +75,7 @@ def test_hawq_never_gives_fewer_bits_to_a_layer_before_another(level):
     problem = build_problem(
         COSTS, CHOICES, (parse_limit(f"bitops_level={level}"),), importance=None
     )
-    ladders = ladders_of(problem, CHOICES, EIGENVALUES, ERRORS)
+    ladders = ladders_of(problem, EIGENVALUES, ERRORS)
     order = [problem.units[rung.unit].label for rung in ladders]
     assert order == ["b", "c", "a", "d"]  # lambda / weights: 0.2, 0.05, 0.02, 0.005
     bits = climb(problem, ladders)
@@ -87,17 +95,32 @@ def test_hawq_never_gives_fewer_bits_to_a_layer_before_another(level):
 def test_hawq_meets_two_limits_at_once_and_says_when_it_cannot():
     limits = (parse_limit("bitops_level=5x5"), parse_limit("mean_weight_bits=3"))
     problem = build_problem(COSTS, CHOICES, limits, importance=None)
-    bits = climb(problem, ladders_of(problem, CHOICES, EIGENVALUES, ERRORS))
+    bits = climb(problem, ladders_of(problem, EIGENVALUES, ERRORS))
     assert problem.fits(bits)
     assert sum(bits[n].weight_bits for n in "abcd") <= 12
     tight = build_problem(COSTS, CHOICES, (parse_limit("bitops=10000"),), importance=None)
-    assert climb(tight, ladders_of(tight, CHOICES, EIGENVALUES, ERRORS)) is None
+    assert climb(tight, ladders_of(tight, EIGENVALUES, ERRORS)) is None
+
+
+def test_hawq_keeps_its_order_where_a_layer_has_widths_of_its_own():
+    # ``b`` comes first and may take 4 bits at most; ``c`` has none below 3: rungs are no bits.
+    choices = BitChoices(
+        weight_bits=(2, 4, 8), act_bits=(2, 4, 8),
+        overrides=(("b", (2, 4), (2, 4)), ("c", (3, 4, 8), (3, 4, 8))),
+    )  # fmt: skip
+    errors = {(n, "weight", w): 3.0 * 4.0**-w for n in "abcd" for w in (2, 3, 4, 8)}
+    problem = build_problem(COSTS, choices, (parse_limit("bitops_level=8x8"),), importance=None)
+    ladders = ladders_of(problem, EIGENVALUES, errors)
+    assert [rung.weight_bits for rung in ladders[1].rungs] == [3, 4, 8]
+    bits = climb(problem, ladders)
+    # Nothing but the order stops a layer at this limit: none goes beyond the 4 bits of the first.
+    assert [bits[name].weight_bits for name in "bcad"] == [4, 4, 4, 4]
 
 
 def test_layers_of_a_group_climb_together():
     costs = table(layer("a", 100, group="g"), layer("b", 100), layer("c", 100, group="g"))
     problem = build_problem(costs, CHOICES, (parse_limit("bitops_level=5x5"),), importance=None)
-    ladders = ladders_of(problem, CHOICES, EIGENVALUES, ERRORS)
+    ladders = ladders_of(problem, EIGENVALUES, ERRORS)
     assert [len(problem.units[r.unit].layers) for r in ladders] == [1, 2]
     bits = climb(problem, ladders)
     assert bits["a"] == bits["c"]
@@ -173,6 +196,49 @@ def test_hawq_v3_takes_the_least_omega_of_all_policies_of_4_and_8_bits(
     assert omega([found[n].weight_bits for n in names]) == pytest.approx(best, rel=1e-9)
     assert result.metrics["reached_share"] <= 1.0
     assert (policy.source, result.facts["status"]) == ("hawq_v3", "PROVEN_OPTIMAL")
+
+
+def test_hawq_v3s_program_is_the_notebooks_in_x_of_1_and_2():
+    rng = torch.Generator().manual_seed(0)
+    names = "abcdefgh"
+    trace, error_8 = torch.rand(2, 8, generator=rng, dtype=torch.float64)
+    error_4 = error_8 + 5.0 * torch.rand(8, generator=rng, dtype=torch.float64)
+    macs = [1000, 2500, 400, 1600, 900, 3100, 700, 1200]
+    weights = [40, 310, 80, 500, 120, 90, 260, 330]
+    # d and e read one tensor, as a block's first convolution and its downsample do.
+    tensors = (TensorLife(num_elements=9, first_step=0, last_step=1, layers=("d", "e")),)
+    costs = table(
+        *(layer(n, m, w) for n, m, w in zip(names, macs, weights, strict=True)), tensors=tensors
+    )
+    omega = {(n, "weight", 4): float(t * e) for n, t, e in zip(names, trace, error_4, strict=True)}
+    omega |= {(n, "weight", 8): float(t * e) for n, t, e in zip(names, trace, error_8, strict=True)}
+    omega |= {(n, "act", b): 0.0 for n in names for b in (4, 8)}
+    importance = ImportanceTable(
+        model="m", fingerprint=costs.fingerprint, method="hawq_v3", seed=0, data_fingerprint="x",
+        rows=importance_rows("hawq_v3", omega)[0],
+    )  # fmt: skip
+    bops = sum(16 * m for m in macs) + 0.5 * sum((64 - 16) * m for m in macs)
+    size = sum(4 * w for w in weights) + 0.4 * sum((8 - 4) * w for w in weights)
+    spec = PhaseSpec(
+        phase="baselines.hawq_v3", model=MODEL, data=DataSpec(name="digits"), seed=0, inputs={},
+        config=PolicySearch(
+            source=HawqV3Config(), limits=(f"bitops={bops:.0f}", f"weight_bytes={size / 8:.0f}")
+        ),
+        choices=BitChoices(weight_bits=(4, 8), act_bits=(4, 8), tied=True),
+    )  # fmt: skip
+    solved = hawq_v3._solve(importance, with_tied_readers(costs), spec, HawqV3Config())
+    gains = (trace * (error_8 - error_4)).tolist()
+    by_objective = []
+    for x in product((1, 2), repeat=8):
+        fits = sum((16 + (i - 1) * 48) * m for i, m in zip(x, macs, strict=True)) <= int(bops)
+        fits &= sum(4 * i * w for i, w in zip(x, weights, strict=True)) <= 8 * round(size / 8)
+        if fits:
+            by_objective.append((sum((i - 1) * g for i, g in zip(x, gains, strict=True)), x))
+    by_objective.sort()
+    best = next(x for _, x in by_objective if x[3] == x[4])
+    assert by_objective[0][1] != best  # the tie decides
+    found = solved.policy.bits_by_name()
+    assert [found[n].weight_bits for n in names] == [4 * i for i in best]
 
 
 def test_hawq_v3_has_no_policy_below_4_bits_and_says_so(start, tmp_path):

@@ -1,24 +1,29 @@
 """Which bits does a network choose when bits and weights learn together (EdMIPS)?
 
 Cai and Vasconcelos, "Rethinking differentiable search for mixed-precision neural networks" (CVPR
-2020), and its released code. Phase ``baselines.edmips``. Every searched tensor is the
-softmax-weighted mixture of its quantized versions, of one shared weight; weights and logits take
-one step together on
+2020, arXiv 2004.05795), and its released code (``search.py``, ``models/quant_module.py``). Phase
+``baselines.edmips``. Every searched tensor is the softmax-weighted mixture of its quantized
+versions, of one shared weight (the code's ``SharedMixQuantConv2d``); weights and logits take one
+step together on
 
     L = cross entropy + cd * sum_l MACs_l * E[weight bits_l] * E[act bits_l] / MACs_1
 
-with expectations under the softmax; at the end the argmax. Both rates fall to a tenth every
-``decay_every`` epochs.
+with expectations under the softmax (``complexity_loss`` there); at the end the argmax. Both rates
+fall to a tenth every ``decay_every`` epochs.
 
 The penalty has no target: the published way to a budget is to try values of cd. So the argmax is
 recorded as it is with its share of the limit, and what goes on to training is, like MetaMix's,
 repaired to the most probable policy within the limit (``metamix/repair.py``) unless ``repair`` is
 ``none``; then the result says by how much the limit is missed.
 
-Deviations: LSQ's quantizers with learned steps, one a width, instead of HWGQ's fixed ones; groups
-share their logits; first and last layer at the experiment's pins (8 bits) instead of full
-precision; a limit on size or mean bits puts that expected cost in the penalty's place. Weight
-training afterwards starts from the full-precision weights, as there.
+Deviations: search and weight training start from the full-precision weights (the released code
+starts both from random ones); the network as it is, where the code puts a BatchNorm before every
+quantizer and leaves the ReLU out; the experiment's candidates (there 1 to 4 bits for weights, 2 to
+4 for activations); LSQ's quantizers with learned steps, one a width, instead of fixed steps for
+Gaussian weights and HWGQ's for activations; groups share their logits; of equal logits the widest
+wins (there the narrowest); vectors have no weight decay; first and last layer at the experiment's
+pins (8 bits) instead of full precision; a limit on size or mean bits puts that expected cost in the
+penalty's place.
 """
 
 from __future__ import annotations

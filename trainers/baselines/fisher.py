@@ -1,7 +1,10 @@
 """How much does an error of each element matter, by the empirical Fisher information?
 
-F_ii = mean over images of (d loss_n / d x_i)^2, the diagonal of the empirical Fisher matrix. For
-an activation it is taken image by image: F_ii (Q_b(x_i) - x_i)^2 where the error is made.
+F_ii = mean over images of (d loss_n / d x_i)^2, the diagonal of the empirical Fisher matrix. It
+stands for the diagonal of the Hessian, by which Choi et al., "Towards the limit of network
+quantization" (ICLR 2017), weigh each weight's squared error, and takes one backward pass.
+
+For an activation it is taken image by image: F_ii (Q_b(x_i) - x_i)^2 where the error is made.
 For a weight the gradients of single images are needed, not the batch's: ``torch.func`` gives them,
 a few images at a time.
 """

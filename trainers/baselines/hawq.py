@@ -1,9 +1,10 @@
 """Which layers must keep their bits, by the largest eigenvalue of their Hessian (HAWQ)?
 
-Dong et al., "HAWQ: Hessian aware quantization of neural networks with mixed-precision" (ICCV 2019).
-Phase ``baselines.hawq``. Layers are put in the order of S_i = lambda_i / n_i, the largest
-eigenvalue of the layer's Hessian block (power iteration) over its number of weights; a layer that
-comes before another never gets fewer bits.
+Dong et al., "HAWQ: Hessian aware quantization of neural networks with mixed-precision" (ICCV 2019,
+arXiv 1905.03696), section 3. Phase ``baselines.hawq``. Layers are put in the order of
+S_i = lambda_i / n_i, the largest eigenvalue of the layer's Hessian block (power iteration, the
+paper's Algorithm 1) over its number of weights; a layer that comes before another never gets fewer
+bits (Algorithm 2).
 
 The paper assigns the bits along that order by hand. Here a rule does it, which is ours: from the
 narrowest bits everywhere, the layer is widened one step whose lambda_i * ||Q(W_i) - W_i||^2 (the
@@ -13,8 +14,9 @@ a limit.
 
 Further deviations: single layers instead of blocks; activations follow their layer's weight, the
 candidates paired from the widest down (the paper fixes them by hand); a group of layers takes its
-largest S; steps are those of ``step_rule.py``; all layers are fine-tuned at once afterwards, by the
-recipe of every method.
+largest S; lambda is the eigenvalue of largest magnitude with its sign, as in PyHessian; steps are
+those of ``step_rule.py``; all layers are fine-tuned at once afterwards, by the recipe of every
+method.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     errors = dict(zip(_weight_keys(calibration), found.tolist(), strict=True))
     values, num_iterations = top_eigenvalues(calibration, config, progress, spec.seed)
     eigenvalues = dict(zip(calibration.searched, values.tolist(), strict=True))
-    ladders = ladders_of(problem, spec.choices, eigenvalues, errors)
+    ladders = ladders_of(problem, eigenvalues, errors)
     bits = climb(problem, ladders)
     return finish_policy(
         spec,
@@ -98,7 +100,6 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
 
 def ladders_of(
     problem: Problem,
-    choices: BitChoices,
     eigenvalues: Mapping[str, float],
     errors: Mapping[Key, float],
 ) -> tuple[Ladder, ...]:
@@ -106,13 +107,12 @@ def ladders_of(
 
     Args:
         problem: options of the decisions.
-        choices: candidate bits.
         eigenvalues: lambda of each searched layer.
         errors: squared error of each searched weight at each width.
     """
     ladders = []
     for index, unit in enumerate(problem.units):
-        rungs = _rungs(unit, choices)
+        rungs = _rungs(unit)
         members = [layer for layer in unit.layers if layer.pinned is None]
         if len(rungs) < 2 or not members:
             continue
@@ -130,7 +130,7 @@ def climb(problem: Problem, ladders: Sequence[Ladder]) -> dict[str, LayerBits] |
 
     Args:
         problem: its limits.
-        ladders: most sensitive first; a rung is never above that of the ladder before it.
+        ladders: most sensitive first; none is widened beyond the bits of the one before it.
     """
     at = [0] * len(ladders)
     bits = {
@@ -142,8 +142,10 @@ def climb(problem: Problem, ladders: Sequence[Ladder]) -> dict[str, LayerBits] |
         steps = []
         uses = problem.total_uses(bits)
         for i, ladder in enumerate(ladders):
-            above = len(ladder.rungs) - 1 if i == 0 else at[i - 1]
-            if at[i] >= min(above, len(ladder.rungs) - 1):
+            if at[i] + 1 == len(ladder.rungs):
+                continue
+            rung = ladder.rungs[at[i] + 1]
+            if i and not _within(rung, ladders[i - 1].rungs[at[i - 1]]):
                 continue
             wider = bits | _bits_at(problem, [ladder], [at[i] + 1])
             if not problem.fits(wider):
@@ -162,10 +164,18 @@ def climb(problem: Problem, ladders: Sequence[Ladder]) -> dict[str, LayerBits] |
         at[-position] += 1
 
 
-def _rungs(unit: Unit, choices: BitChoices) -> tuple[LayerBits, ...]:
-    """The unit's options among the paired widths, narrowest first."""
-    pairs = [LayerBits(weight_bits=w, act_bits=a) for w, a in reversed(uniform_passes(choices))]
+def _rungs(unit: Unit) -> tuple[LayerBits, ...]:
+    """The unit's own widths paired from the widest down, narrowest first."""
+    own = BitChoices(
+        weight_bits=tuple(sorted({option.weight_bits for option in unit.options})),
+        act_bits=tuple(sorted({option.act_bits for option in unit.options})),
+    )
+    pairs = [LayerBits(weight_bits=w, act_bits=a) for w, a in reversed(uniform_passes(own))]
     return tuple(pair for pair in pairs if pair in unit.options)
+
+
+def _within(bits: LayerBits, most: LayerBits) -> bool:
+    return bits.weight_bits <= most.weight_bits and bits.act_bits <= most.act_bits
 
 
 def _bits_at(

@@ -1,13 +1,15 @@
 """How much should a quantization error in each layer matter, by the Hessian's trace (HAWQ-V2)?
 
-Dong et al., "HAWQ-V2: Hessian aware trace-weighted quantization of neural networks" (NeurIPS 2020).
-Phase ``baselines.hawq_v2``. The loss increase of a policy is
+Dong et al., "HAWQ-V2: Hessian aware trace-weighted quantization of neural networks" (NeurIPS 2020,
+arXiv 1911.03852). Phase ``baselines.hawq_v2``. The loss increase of a policy is (equation 2.11 of
+the arXiv version)
 
     Omega = sum over layers of  avg tr(H_i) * ||Q_b(W_i) - W_i||^2
 
 with the trace of the layer's Hessian block over its number of weights, estimated by Hutchinson;
-for activations the same with the Hessian by what the layer reads, the perturbation averaged over
-images. The policy of least Omega within the limits is the solver's.
+for activations (the paper's part on mixed-precision activations) the same with the Hessian by what
+the layer reads, one image's at a time and averaged over them, as the perturbation is. The policy
+of least Omega within the limits is the solver's.
 
 Deviations from the paper: one probe covers all layers (the paper probes one after another); the
 settled-enough test takes the absolute value of the running mean, which may be negative; the least

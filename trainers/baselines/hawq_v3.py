@@ -1,19 +1,23 @@
 """Which layers get 8 bits and which 4, by HAWQ-V3's integer program?
 
-Yao et al., "HAWQ-V3: Dyadic neural network quantization" (ICML 2021), with the program of the
-released ``ILP.ipynb``. Phase ``baselines.hawq_v3``:
+Yao et al., "HAWQ-V3: Dyadic neural network quantization" (ICML 2021, arXiv 2011.10680), its part on
+mixed precision by integer linear programming, with the program of the released ``ILP.ipynb``. Phase
+``baselines.hawq_v3``:
 
     minimise  sum over layers of  avg tr(H_i) * ||Q_b(W_i) - W_i||^2
     subject to limits on size, BOPs and latency, b_i in {4, 8} for weight and activation alike
 
-Layers that read the same tensor (the first convolution of a block and its downsample) share their
-bits, as in the notebook. First and last layer stay at 8 bits, which is the harness's pin too.
+The notebook writes it with x_i in {1, 2} and the objective sum (x_i - 1) avg tr(H_i) (error at 8
+bits - error at 4), which differs by a constant. Layers that read the same tensor (the first
+convolution of a block and its downsample) share their bits, as there. First and last layer stay at
+8 bits, which is the harness's pin too.
 
 Deviations: the limits are those of the experiment, whose cost counts the pinned layers (the
 notebook takes a share between all-4 and all-8 and leaves them out); the project's exact solver
 instead of GLPK; no dyadic arithmetic: all methods are trained and measured with the same simulated
-quantizer; one probe covers all layers; steps are those of ``step_rule.py``. At limits below what 4
-bits everywhere use, it has no policy, and says so.
+quantizer; one probe covers all layers; steps are those of ``step_rule.py``; a trace that is not
+positive counts as none (``table.FLOOR``), where the notebook would then prefer 4 bits. At limits
+below what 4 bits everywhere use, it has no policy, and says so.
 """
 
 from __future__ import annotations

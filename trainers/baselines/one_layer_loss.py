@@ -9,8 +9,10 @@ stays in full precision. It is the measurement that indicators, traces and error
 far as layers add up; it sees no interaction between them.
 
 Source: sensitivity analysis as in Zhou et al., "Adaptive quantization for deep neural network"
-(AAAI 2018) and in most quantization tools. Deviations: nothing is trained or re-estimated between
-evaluations; steps are those of ``step_rule.py``. Needs: an evaluation per layer, tensor and width.
+(AAAI 2018, which adds noise to one layer at a time and reads the accuracy) and in most quantization
+tools. Deviations: the layer's own rounding in the noise's place, the loss in the accuracy's;
+nothing is trained or re-estimated between evaluations; steps are those of ``step_rule.py``. Needs:
+an evaluation per layer, tensor and width.
 A loss that falls counts as no rise (``table.FLOOR``).
 """
 

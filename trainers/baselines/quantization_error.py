@@ -6,12 +6,14 @@ v = ||Q_b(x) - x||^2, and the solver adds the errors up as it adds LIMPQ's indic
 
 * ``plain``: as it is.
 * ``relative``: over ||x||^2, so that layers of any size and scale count alike.
-* ``fisher``: sum_i F_ii (Q_b(x_i) - x_i)^2 with the diagonal of the empirical Fisher matrix, the
-  loss increase to second order (Choi et al., "Towards the limit of network quantization",
-  ICLR 2017, weigh weights so).
+* ``fisher``: sum_i F_ii (Q_b(x_i) - x_i)^2 with the diagonal of the empirical Fisher matrix, twice
+  the loss increase to second order.
 
 Source: no one paper; the control that LIMPQ's indicators must beat to be worth their training.
-Deviations: none to list. Needs: a forward pass or five over the images (``fisher``: two backward).
+``fisher`` follows Choi et al., "Towards the limit of network quantization" (ICLR 2017), who weigh a
+weight's squared error by the diagonal of the Hessian. Deviations from that: the empirical Fisher
+matrix in the Hessian's place, activations too, uniform levels instead of clusters. Needs: a forward
+pass or five over the images (``fisher``: two backward).
 """
 
 from __future__ import annotations

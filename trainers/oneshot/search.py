@@ -1,5 +1,9 @@
 """Which policy within the limits loses least? Phase ``oneshot.search``: evolution over verdicts.
 
+Guo et al., "Single path one-shot neural architecture search with uniform sampling" (SPOS, ECCV
+2020, arXiv 1904.00420), Algorithm 1, with LIMPQ's joint training in the supernet's place;
+docs/baselines.md lists what else differs.
+
 The jointly trained weights judge whole policies (``judge.py``), so what layers do to each other is
 in the verdict, which no sum over layers holds. It answers one set of limits a run; ``fit.py`` makes
 a table for all of them from the same verdicts.

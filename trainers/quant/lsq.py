@@ -1,6 +1,7 @@
 """How is a tensor quantized with a learned step size, and what is the gradient of the step?
 
-LSQ, the quantizer of LIMPQ's equation 1:
+LSQ (Esser et al., "Learned step size quantization", ICLR 2020, equations 1 to 3; section 2.2 for
+the factor on the step's gradient), the quantizer of LIMPQ's equation 1:
 
     o = clamp(round(v / s), Qn, Qp) * s
 

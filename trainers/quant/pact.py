@@ -1,13 +1,14 @@
 """How is a tensor quantized below a learned clipping level (PACT), and a weight by DoReFa?
 
-Choi et al., "PACT: Parameterized clipping activation for quantized neural networks" (2018). With
-the clipping level alpha of a tensor and n = 2^b - 1:
+Choi et al., "PACT: Parameterized clipping activation for quantized neural networks" (2018, arXiv
+1805.06085), equations 1 to 3. With the clipping level alpha of a tensor and n = 2^b - 1:
 
     y = clip(x, 0, alpha),   o = round(y * n / alpha) * alpha / n
 
     do/dx = 1 where 0 <= x < alpha, else 0;   do/dalpha = 1 where x >= alpha, else 0
 
-and lambda * alpha^2 in the loss. Weights as in DoReFa-Net (Zhou et al., 2016), which PACT takes:
+and lambda * alpha^2 in the loss (section 3), here as weight decay 2 * lambda. Weights as in
+DoReFa-Net (Zhou et al., 2016, arXiv 1606.06160, equation 9), which PACT takes:
 
     o = 2 * round(u * n) / n - 1,   u = tanh(w) / (2 m) + 1/2,   m = max |tanh(w)|
 
@@ -18,7 +19,7 @@ path.
 
 Deviations: an input that can be negative is clipped to [-alpha, alpha] at the odd number of levels
 -n' ... n', n' = 2^(b-1) - 1; the weight's scale m is put back, o * m, so that a layer without
-BatchNorm keeps its magnitude (where one follows, it cancels).
+BatchNorm keeps its magnitude (where one follows, it cancels), and takes no part in the gradient.
 """
 
 from __future__ import annotations
