@@ -1,0 +1,236 @@
+"""What do the pages' tables say? Made from ``results/*.json``, never by hand.
+
+    python docs/evidence/tables.py            write the tables into the pages
+    python docs/evidence/tables.py --check    list the pages that are out of date, exit 1 if any
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of NAME -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from orchestrator.compare.statistics import Summary, kendall, paired  # noqa: E402
+
+Run = Mapping[str, Any]
+# What the pages put beside every method, and the order of a table.
+UNIFORM, REVERSED = "uniform_w2a3", "reversed"
+TENSORS = {"weight": "weights", "act": "input"}
+DEVICES = (1, 10, 100, 10_000)
+
+
+def runs_of(stem: str) -> list[Run]:
+    """Every committed run whose name starts with ``stem``, by seed."""
+    paths = sorted((HERE / "results").glob(f"{stem}*.json"))
+    return sorted((json.loads(path.read_text()) for path in paths), key=lambda run: run["seed"])
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, the first column to the left and the others to the right."""
+    line = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, line, *rows))
+
+
+def method_of(row: Mapping[str, Any]) -> str:
+    """A row's method as the tables name it: limpq is a method at each alpha."""
+    if row["method"] == "limpq":
+        return f"limpq, alpha {row['alpha']:g}"
+    return str(re.sub(r"^random-\d+$", "random", row["method"]))
+
+
+def accuracies(runs: Sequence[Run]) -> dict[str, dict[int, float]]:
+    """Method -> seed -> top-1; several random draws of a seed are their mean."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for run in runs:
+        for row in run["rows"]:
+            if row["top1"] is not None:
+                own = found.setdefault(method_of(row), {})
+                own.setdefault(run["seed"], []).append(row["top1"])
+    return {
+        method: {seed: statistics.mean(values) for seed, values in seeds.items()}
+        for method, seeds in found.items()
+    }
+
+
+def interval(found: Summary | None) -> str:
+    """A difference with its interval; the decided ones stand out."""
+    if found is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{found.mean:+.2f} (n = {found.n})"
+    text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return f"**{text}**" if found.low * found.high > 0 else text
+
+
+def accuracy_table(runs: Sequence[Run]) -> str:
+    """Top-1 of every method, its difference to the best uniform mix and to reversed importance."""
+    by_method = accuracies(runs)
+    bits = {method_of(row): row for run in reversed(runs) for row in run["rows"]}
+    seeds = [run["seed"] for run in runs]
+    rows = []
+    order = sorted(by_method, key=lambda m: -statistics.mean(by_method[m].values()))
+    for method in order:
+        own = by_method[method]
+        differences = []
+        for other in (UNIFORM, REVERSED):
+            found = paired(own, by_method[other]) if other != method else None
+            differences.append(interval(found.difference if found else None))
+        rows.append(
+            (
+                method.replace("uniform_w2a3", "uniform W2A3").replace(
+                    "uniform_w3a2", "uniform W3A2"
+                ),
+                f"{bits[method]['mean_weight_bits']:.2f} / {bits[method]['mean_act_bits']:.2f}",
+                *(f"{own[seed]:.2f}" if seed in own else "-" for seed in seeds),
+                f"{statistics.mean(own.values()):.2f}",
+                *differences,
+            )
+        )
+    return markdown(
+        ("method", "mean W / A bits", *(f"seed {seed}" for seed in seeds), "mean",
+         "less uniform W2A3", "less reversed"),
+        rows,
+    )  # fmt: skip
+
+
+def tau_table(runs: Sequence[Run]) -> str:
+    """Kendall's tau of predicted objective and measured error over a seed's policies."""
+    rows = []
+    labels = [(label, alpha) for label, own in runs[0]["predictions"].items() for alpha in own]
+    for label, alpha in labels:
+        cells, taus = [], []
+        for run in runs:
+            objective = run["predictions"].get(label, {}).get(alpha, {})
+            top1 = {r["policy_id"]: r["top1"] for r in run["rows"] if r["top1"] is not None}
+            both = [n for n in top1 if objective.get(n) is not None]
+            if len(both) < 2:
+                cells.append("-")
+                continue
+            found = kendall([objective[n] for n in both], [-top1[n] for n in both])
+            if found.tau is None or found.low is None or found.high is None:
+                cells.append("-")
+                continue
+            taus.append(found.tau)
+            text = f"{found.tau:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+            cells.append(f"**{text}**" if found.low * found.high > 0 else text)
+        mean = statistics.mean(taus) if taus else -2.0
+        rows.append((mean, (label, alpha, *cells, f"{mean:+.2f}" if taus else "-")))
+    rows.sort(key=lambda row: -row[0])
+    seeds = [f"seed {run['seed']}" for run in runs]
+    return markdown(("importance", "alpha", *seeds, "mean"), [row for _, row in rows])
+
+
+def bits_table(run: Run) -> str:
+    """Weight / activation bits of every layer, one column a method."""
+    rows = [row for row in run["rows"] if row["top1"] is not None]
+    shown: dict[str, str] = {}
+    for row in rows:
+        shown.setdefault(method_of(row), row["policy_id"])
+    layers = list(next(iter(run["policies"].values())))
+    return markdown(
+        ("layer", *shown),
+        [(layer, *(run["policies"][name][layer] for name in shown.values())) for layer in layers],
+    )
+
+
+def cost_table(runs: Sequence[Run]) -> str:
+    """What each method's search paid, the mean over seeds, and its share of one device."""
+    sums: dict[str, list[dict[str, float]]] = {}
+    for run in runs:
+        own: dict[str, dict[str, float]] = {}
+        for part in run["search"]:
+            total = own.setdefault(part["method"], {})
+            for name, value in part.items():
+                if name not in ("method", "phase"):
+                    total[name] = total.get(name, 0.0) + value
+        for method, total in own.items():
+            sums.setdefault(method, []).append(total)
+    rows = []
+    for method, totals in sorted(sums.items(), key=lambda item: _mean(item[1], "seconds")):
+        seconds = _mean(totals, "seconds")
+        rows.append(
+            (
+                method,
+                *(f"{_mean(totals, name):,.0f}" for name in
+                  ("images", "forward_passes", "backward_passes")),
+                *(f"{seconds / z:,.2f}" for z in DEVICES),
+            )
+        )  # fmt: skip
+    devices = (f"s for {z:,} device{'s' * (z > 1)}, each" for z in DEVICES)
+    return markdown(("method", "images", "forward", "backward", *devices), rows)
+
+
+def _mean(totals: Sequence[Mapping[str, float]], name: str) -> float:
+    return statistics.mean(total.get(name, 0.0) for total in totals)
+
+
+def provenance(runs: Sequence[Run]) -> str:
+    """Which runs, when, on what."""
+    return markdown(
+        ("run", "seed", "began (UTC)", "commit", "hours of its steps", "machine"),
+        [
+            (
+                run["run"], str(run["seed"]), run["began_utc"][:16].replace("T", " "),
+                run["commit"], f"{run['steps_hours']:.2f}",
+                f"{run['machine']['processor']}, {run['machine']['cores']} cores, "
+                f"torch {run['versions']['torch']}",
+            )
+            for run in runs
+        ],
+    )  # fmt: skip
+
+
+def _limpq(make: Callable[[Sequence[Run]], str]) -> Callable[[], str]:
+    return lambda: make(runs_of("evidence-limpq-25"))
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "limpq-25-accuracy": _limpq(accuracy_table),
+    "limpq-25-tau": _limpq(tau_table),
+    "limpq-25-bits": _limpq(lambda runs: bits_table(runs[0])),
+    "limpq-25-cost": _limpq(cost_table),
+    "limpq-25-runs": _limpq(provenance),
+}
+
+
+def filled(text: str) -> str:
+    """A page with each of its tables made again.
+
+    Raises:
+        KeyError: the page names a table that is not here.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- table: {name} -->\n\n{TABLES[name]()}\n\n<!-- end of {name} -->"
+
+    return re.sub(
+        r"<!-- table: (?P<name>\S+) -->.*?<!-- end of (?P=name) -->", table, text, flags=re.S
+    )
+
+
+def main(check: bool) -> int:
+    """Write the tables, or compare them; the number of pages that were out of date."""
+    stale = 0
+    for page in sorted(HERE.glob("*.md")):
+        text = page.read_text()
+        made = filled(text)
+        if made != text:
+            stale += 1
+            print(f"{page.name} {'is out of date' if check else 'written'}")
+            if not check:
+                page.write_text(made)
+    return stale if check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(min(main("--check" in sys.argv[1:]), 1))
