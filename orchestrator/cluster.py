@@ -21,6 +21,7 @@ from orchestrator.errors import ResourceError
 from orchestrator.head_watch import HeadWatch
 from orchestrator.ledger import Ledger
 from orchestrator.open_cluster import refuse_open_cluster
+from orchestrator.orphans import orphans_ended
 from orchestrator.private import ensure_token
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 # Workers share what the trial drivers of Ray Tune leave: one of those asks for 0.01 CPU, so
 # workers that asked for whole cores would wait for ever on a machine that is exactly big enough.
 CPU_HEADROOM = 0.1
+
+# Tries of a cluster of our own.
+STARTS = 3
 
 # One mapping of resource amounts per living node.
 Nodes = Sequence[Mapping[str, float]]
@@ -89,31 +93,67 @@ def ray_cluster(address: str | None, *, insecure: bool = False) -> Iterator[Node
         log.warning("%s", mended)
     import ray
 
-    try:
-        with _own_signals():
-            if address:
-                ray.init(address=address, log_to_driver=False, logging_level="WARNING")
-            else:
-                # A dashboard is two processes and an open port that such a run has no use for.
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="WARNING",
-                )
-    except Exception as error:
-        raise ResourceError(
-            f"cannot start or reach a Ray cluster: {error}",
-            f"address {address!r}" if address else "this machine",
-            "the address is wrong, the cluster is down, or it asks for another token",
-            "check `ray status --address ...` and RAY_AUTH_TOKEN, or leave --address out",
-        ) from error
-    try:
+    with ExitStack() as stack:
+        if address:
+            _connect(address)
+        else:
+            stack.enter_context(_cluster_here())
+        stack.callback(ray.shutdown)
         if address and not insecure:
             refuse_open_cluster(ray.get_runtime_context().gcs_address)
         yield living_nodes()
-    finally:
-        ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Join the cluster at the address."""
+    import ray
+
+    try:
+        with _own_signals():
+            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+    except Exception as error:
+        raise ResourceError(
+            f"cannot reach a Ray cluster: {error}",
+            f"address {address!r}",
+            "the address is wrong, the cluster is down, or it asks for another token",
+            f"mpq doctor --address {address} says which; or leave --address out",
+        ) from error
+
+
+def _cluster_here() -> ExitStack:
+    """A cluster of our own, of which nothing is left when the block ends or this process dies.
+
+    Ray's node gives up on an agent that is not up within about 15 s, and the driver on its node
+    after 30 s. On a machine with much to do that is a matter of luck (seen: three of five starts
+    at a load of 12 on 2 cores), so it is tried again.
+    """
+    import ray
+
+    last: Exception | None = None
+    for number in range(1, STARTS + 1):
+        with ExitStack() as stack:
+            note_processes = stack.enter_context(orphans_ended())
+            try:
+                with _own_signals():
+                    # A dashboard is two processes and an open port such a run has no use for.
+                    ray.init(
+                        address="local",
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level="WARNING",
+                    )
+            except Exception as error:
+                log.warning("Ray did not start (%d of %d tries): %s", number, STARTS, error)
+                last = error
+                continue
+            note_processes()
+            return stack.pop_all()
+    raise ResourceError(
+        f"cannot start a Ray cluster: {last}",
+        "this machine",
+        "Ray gives its processes 15 to 30 s to start; memory, disk or processors may be short",
+        "run the same command again when the machine is less busy; mpq doctor looks at it",
+    ) from last
 
 
 def living_nodes() -> Nodes:
