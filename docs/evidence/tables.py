@@ -14,7 +14,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -34,6 +34,11 @@ def runs_of(stem: str) -> list[Run]:
     return sorted((json.loads(path.read_text()) for path in paths), key=lambda run: run["seed"])
 
 
+def at(runs: Sequence[Run], limits: str) -> list[Run]:
+    """The same runs with the rows of one set of limits alone."""
+    return [{**run, "rows": [r for r in run["rows"] if r["limits"] == limits]} for run in runs]
+
+
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table, the first column to the left and the others to the right."""
     line = ["---", *["---:"] * (len(columns) - 1)]
@@ -45,6 +50,11 @@ def method_of(row: Mapping[str, Any]) -> str:
     if row["method"] == "limpq":
         return f"limpq, alpha {row['alpha']:g}"
     return str(re.sub(r"^random-\d+$", "random", row["method"]))
+
+
+def spoken(method: str) -> str:
+    """A method's name for people: ``uniform_w2a3`` is uniform W2A3."""
+    return method.replace("uniform_w2a3", "uniform W2A3").replace("uniform_w3a2", "uniform W3A2")
 
 
 def accuracies(runs: Sequence[Run]) -> dict[str, dict[int, float]]:
@@ -71,8 +81,8 @@ def interval(found: Summary | None) -> str:
     return f"**{text}**" if found.low * found.high > 0 else text
 
 
-def accuracy_table(runs: Sequence[Run]) -> str:
-    """Top-1 of every method, its difference to the best uniform mix and to reversed importance."""
+def accuracy_table(runs: Sequence[Run], others: Sequence[str] = (UNIFORM, REVERSED)) -> str:
+    """Top-1 of every method and its paired difference to some of them."""
     by_method = accuracies(runs)
     bits = {method_of(row): row for run in reversed(runs) for row in run["rows"]}
     seeds = [run["seed"] for run in runs]
@@ -81,7 +91,7 @@ def accuracy_table(runs: Sequence[Run]) -> str:
     for method in order:
         own = by_method[method]
         differences = []
-        for other in (UNIFORM, REVERSED):
+        for other in others:
             found = paired(own, by_method[other]) if other != method else None
             differences.append(interval(found.difference if found else None))
         rows.append(
@@ -97,7 +107,7 @@ def accuracy_table(runs: Sequence[Run]) -> str:
         )
     return markdown(
         ("method", "mean W / A bits", *(f"seed {seed}" for seed in seeds), "mean",
-         "less uniform W2A3", "less reversed"),
+         *(f"less {spoken(other)}" for other in others)),
         rows,
     )  # fmt: skip
 
@@ -115,13 +125,9 @@ def tau_table(runs: Sequence[Run]) -> str:
             if len(both) < 2:
                 cells.append("-")
                 continue
-            found = kendall([objective[n] for n in both], [-top1[n] for n in both])
-            if found.tau is None or found.low is None or found.high is None:
-                cells.append("-")
-                continue
-            taus.append(found.tau)
-            text = f"{found.tau:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-            cells.append(f"**{text}**" if found.low * found.high > 0 else text)
+            first, second = [objective[n] for n in both], [-top1[n] for n in both]
+            cells.append(tau(first, second))
+            taus += [value for value in (kendall(first, second).tau,) if value is not None]
         mean = statistics.mean(taus) if taus else -2.0
         rows.append((mean, (label, alpha, *cells, f"{mean:+.2f}" if taus else "-")))
     rows.sort(key=lambda row: -row[0])
@@ -173,6 +179,112 @@ def _mean(totals: Sequence[Mapping[str, float]], name: str) -> float:
     return statistics.mean(total.get(name, 0.0) for total in totals)
 
 
+class Cell(NamedTuple):
+    """One tensor at one width: rises of the loss, and the step size that joint training learned."""
+
+    layer: str
+    rise: float
+    rise_after: float
+    learned: float
+    step: float
+    step_after: float
+
+
+def cells_of(run: Run, step: str, learned: Run, tensor: str, bits: int) -> list[Cell]:
+    """The layers of one measurement at one width, in execution order."""
+    found, columns = run["sensitivity"][step], run["sensitivity"][step]["cells"]
+    known = {(r[0], r[1], r[2]): r[3] for r in learned["importance"]["limpq, learned"]}
+    base = found["metrics"]["full_precision_loss"]
+    names = ("layer", "tensor", "bits", "loss", "loss_after", "step", "step_after")
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return [
+        Cell(layer, loss - base, after - base, known[layer, tensor, bits], first, last)
+        for layer, own, width, loss, after, first, last in rows
+        if own == tensor and width == bits
+    ]
+
+
+def sensitivity_table(run: Run, learned: Run) -> str:
+    """Tau of the learned step size and the rise of the loss, over layers."""
+    rows = []
+    for tensor, label in TENSORS.items():
+        for bits in sorted(set(run["sensitivity"]["evidence-sensitivity"]["cells"]["bits"])):
+            cells = cells_of(run, "evidence-sensitivity", learned, tensor, bits)
+            steps = [c.learned for c in cells]
+            rows.append(
+                (
+                    f"{label}, {bits} bit",
+                    str(len(cells)),
+                    f"{max(c.rise for c in cells):.3f}",
+                    f"{max(c.rise_after for c in cells):.3f}",
+                    tau(steps, [c.rise for c in cells]),
+                    tau(steps, [c.rise_after for c in cells]),
+                )
+            )
+    return markdown(
+        ("tensor", "layers", "largest rise", "largest after training", "tau with the rise",
+         "tau with the rise after training"),
+        rows,
+    )  # fmt: skip
+
+
+def separate_table(run: Run, learned: Run) -> str:
+    """Do step sizes learned one tensor at a time order the layers as the joint ones do?"""
+    rows = []
+    starts = {"evidence-sensitivity-2": "statistics", "evidence-sensitivity-3": "0.1 / bits"}
+    for step, start in starts.items():
+        for tensor, label in TENSORS.items():
+            for bits in sorted(set(run["sensitivity"][step]["cells"]["bits"])):
+                cells = cells_of(run, step, learned, tensor, bits)
+                after = [c.step_after for c in cells]
+                rows.append(
+                    (
+                        f"{label}, {bits} bit",
+                        start,
+                        f"{min(c.step for c in cells):.3f} to {max(c.step for c in cells):.3f}",
+                        f"{min(after):.3f} to {max(after):.3f}",
+                        tau(after, [c.learned for c in cells]),
+                        tau(after, [c.rise for c in cells]),
+                    )
+                )
+    return markdown(
+        ("tensor", "start", "steps at the start", "after 60 updates", "tau with the joint ones",
+         "tau with the rise of the loss"),
+        rows,
+    )  # fmt: skip
+
+
+def tau(first: Sequence[float], second: Sequence[float]) -> str:
+    """Kendall's tau with its interval; those off zero stand out."""
+    found = kendall(first, second)
+    if found.tau is None or found.low is None or found.high is None:
+        return "-"
+    text = f"{found.tau:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return f"**{text}**" if found.low * found.high > 0 else text
+
+
+def curves_table(runs: Sequence[Run]) -> str:
+    """Top-1 during training, a row a policy."""
+    rows, epochs = [], set()
+    for run in runs:
+        for row in run["rows"]:
+            curve = {
+                int(name.rpartition("_")[2]): value
+                for name, value in run["curves"].get(row["policy_id"], {}).items()
+            }
+            if curve:
+                epochs |= curve.keys()
+                rows.append((f"{row['mean_weight_bits']:g} / {row['mean_act_bits']:g}", curve, row))
+    shown = sorted(epochs)
+    return markdown(
+        ("W / A bits", *(f"epoch {epoch}" for epoch in shown), "end"),
+        [
+            (bits, *(f"{curve[e]:.2f}" if e in curve else "-" for e in shown), f"{row['top1']:.2f}")
+            for bits, curve, row in rows
+        ],
+    )
+
+
 def provenance(runs: Sequence[Run]) -> str:
     """Which runs, when, on what."""
     return markdown(
@@ -193,7 +305,25 @@ def _limpq(make: Callable[[Sequence[Run]], str]) -> Callable[[], str]:
     return lambda: make(runs_of("evidence-limpq-25"))
 
 
+def _metamix(limits: str) -> Callable[[], str]:
+    return lambda: accuracy_table(at(runs_of("evidence-metamix"), limits), ("uniform", "random"))
+
+
+def _sensitivity(make: Callable[[Run, Run], str]) -> Callable[[], str]:
+    return lambda: make(runs_of("evidence-sensitivity")[0], runs_of("evidence-limpq-25")[0])
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    "sensitivity": _sensitivity(sensitivity_table),
+    "sensitivity-separate": _sensitivity(separate_table),
+    "sensitivity-runs": lambda: provenance(runs_of("evidence-sensitivity")),
+    "curves": lambda: curves_table(runs_of("evidence-lsq-curves")),
+    "curves-runs": lambda: provenance(runs_of("evidence-lsq-curves")),
+    "metamix-accuracy": _metamix("bitops_level=4x3.4"),
+    "metamix-accuracy-4x4": _metamix("bitops_level=4x4"),
+    "metamix-bits": lambda: bits_table(runs_of("evidence-metamix")[0]),
+    "metamix-cost": lambda: cost_table(runs_of("evidence-metamix")),
+    "metamix-runs": lambda: provenance(runs_of("evidence-metamix")),
     "limpq-25-accuracy": _limpq(accuracy_table),
     "limpq-25-tau": _limpq(tau_table),
     "limpq-25-bits": _limpq(lambda runs: bits_table(runs[0])),

@@ -1,0 +1,75 @@
+"""Do the pages of the evidence say what the committed numbers say? Every table made again."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EVIDENCE = ROOT / "docs" / "evidence"
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evidence_tables", EVIDENCE / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_table_follows_from_the_results() -> None:
+    found = subprocess.run(
+        [sys.executable, "docs/evidence/tables.py", "--check"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def _run(seed: int, better: float) -> dict[str, object]:
+    accuracy = {"limpq": 85.0 + better, "reversed": 84.0, "uniform_w2a3": 85.0 + seed / 10}
+    rows = [
+        {"limits": "x", "method": m, "alpha": 1.0, "policy_id": m, "top1": top1,
+         "mean_weight_bits": 2.0, "mean_act_bits": 3.0}
+        for m, top1 in accuracy.items()
+    ]  # fmt: skip
+    objective = dict(zip(accuracy, (1.0, 3.0, 2.0), strict=True))
+    return {
+        "seed": seed,
+        "rows": rows,
+        "predictions": {"limpq, learned": {"1": objective}},
+        "search": [{"method": "limpq", "phase": "indicators", "seconds": 20.0, "images": 100.0}],
+    }
+
+
+def test_differences_are_paired_by_seed_and_marked_when_decided(tables: ModuleType) -> None:
+    shifts = {1: 2.0, 2: 2.11, 3: 2.19}
+    text = tables.accuracy_table([_run(seed, shift) for seed, shift in shifts.items()])
+    first = text.splitlines()[2]
+    # Less uniform: 1.9, 1.91, 1.89; t(0.975, 2) = 4.303, sd 0.01, so 1.90 +- 0.0248.
+    assert first.startswith("| limpq, alpha 1 |")
+    assert "**+1.90 [+1.88, +1.92]**" in first
+    assert "+0.00 (n = 3)" not in text
+
+
+def test_one_seed_decides_nothing(tables: ModuleType) -> None:
+    text = tables.accuracy_table([_run(1, 2.0)])
+    assert "(n = 1)" in text
+    assert "**" not in text
+
+
+def test_search_cost_is_shared_by_devices(tables: ModuleType) -> None:
+    line = tables.cost_table([_run(1, 2.0)]).splitlines()[2]
+    assert line == "| limpq | 100 | 0 | 0 | 20.00 | 2.00 | 0.20 | 0.00 |"
+
+
+def test_a_changed_table_is_noticed(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "<!-- table: x -->\n\n| 1 |\n\n<!-- end of x -->\n"
+    monkeypatch.setattr(tables, "TABLES", {"x": lambda: "| 2 |"})
+    assert tables.filled(page) == page.replace("1", "2")
