@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 
 from orchestrator.errors import ExitCode, ResourceError, UserError
+from orchestrator.redact import redacted_text
 
 # One line each, here and not in the files, so that listing the verbs imports none of them.
 VERBS: Mapping[str, str] = {
@@ -133,7 +134,8 @@ def run_command(arguments: Sequence[str] | None = None) -> ExitCode:
     except Exception as error:
         code = _room_exit_code(error)
         if code is not None:
-            click.echo(f"mpq: {error}", err=True)
+            # Another room's words may quote what it was given.
+            click.echo(f"mpq: {redacted_text(str(error))}", err=True)
             return code
         return _report_defect(error)
     return result if isinstance(result, ExitCode) else ExitCode.DONE
@@ -163,8 +165,8 @@ def _report_defect(error: Exception) -> ExitCode:
     """Keep the traceback in a private file and say where it is."""
     handle, path = tempfile.mkstemp(prefix="mpq-error-", suffix=".txt")
     with os.fdopen(handle, "w") as stream:
-        stream.write("".join(traceback.format_exception(error)))
-    first_line = str(error).splitlines()[0] if str(error) else ""
+        stream.write(redacted_text("".join(traceback.format_exception(error))))
+    first_line = redacted_text(str(error)).splitlines()[0] if str(error) else ""
     click.echo(
         f"mpq: internal error: {type(error).__name__}: {first_line}\n"
         f"  where: the traceback is in {path}\n"

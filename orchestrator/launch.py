@@ -11,10 +11,11 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.cluster import Resources
+from orchestrator.redact import secrets_of
 from orchestrator.retries import Loss
 from trainers.phases import PhaseSpec
 from trainers.watchdog import raise_fence
@@ -78,6 +79,8 @@ def launch(
             "token": token,
             "hang_s": hang_s,
             "umask": _umask(),
+            # The configuration reaches workers as it is; what they log of it does not leave them.
+            "secrets": sorted(secrets_of(asdict(spec)), key=len, reverse=True),
         },
         torch_config=TorchConfig(backend="nccl" if ask.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     Args:
         settings: ``spec`` (PhaseSpec), ``step_dir``, ``run_dir`` (where the driver leaves its stop
             request), ``num_threads``, ``token`` of this group, ``hang_s``,
-            ``umask`` of the driver, so that what workers write is as private as what it writes.
+            ``umask`` of the driver, so that what workers write is as private as what it writes,
+            ``secrets`` of the configuration, longest first, which no log may hold.
 
     Returns:
         When this rank began and how long it worked, for the run's account of its wall time; and
@@ -54,7 +55,7 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     train_context = ray.train.get_context()
     spec: PhaseSpec = settings["spec"]
     step_dir, rank = Path(settings["step_dir"]), train_context.get_world_rank()
-    _log_to(step_dir / "logs" / f"rank{rank}.log")
+    _log_to(step_dir / "logs" / f"rank{rank}.log", settings["secrets"])
     fence = Fence(step_dir, settings["token"])
     watchdog = Watchdog(settings["hang_s"], step_dir / f"hang-rank{rank}.txt")
     stop_request = StopRequest(Path(settings["run_dir"]))
@@ -87,15 +88,35 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return {"began_unix_s": began, "worked_s": time.time() - began, "error": error}
 
 
-def _log_to(path: Path) -> None:
+def _log_to(path: Path, secrets: Sequence[str] = ()) -> None:
     """To stderr, which Ray keeps on this node, and to a file that outlives the node."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    handlers = [logging.StreamHandler(), logging.FileHandler(path)]
+    for handler in handlers:
+        handler.setFormatter(_Discreet(secrets))
     logging.basicConfig(
         level=logging.INFO,
-        format="%(asctime)s %(name)s: %(message)s",
-        handlers=[logging.StreamHandler(), logging.FileHandler(path)],
+        handlers=handlers,
         force=True,  # an actor that is used again logs to its new step's folder
     )
+
+
+class _Discreet(logging.Formatter):
+    """Log lines, tracebacks included, without what is secret in the configuration.
+
+    Args:
+        secrets: texts to hide.
+    """
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        super().__init__("%(asctime)s %(name)s: %(message)s")
+        self._secrets = tuple(secrets)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        for secret in self._secrets:
+            text = text.replace(secret, "(hidden)")
+        return text
 
 
 def _all_ended(context: PhaseContext) -> bool:
