@@ -6,6 +6,7 @@ same bits share one training; every row stands there, infeasible and failed ones
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,10 @@ from orchestrator.records import (
 
 _SEARCH_PHASES = ("indicators", "meta", "bit_selection", SOURCE)
 NOT_TRAINED = "not trained"
+NOT_RECORDED = "not recorded"
+_MOST_NAMED = 5
+# Policies that are made and not searched for.
+_MADE = re.compile(r"uniform(_pact|_all|_w\d+a\d+)?|random(-\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +51,8 @@ class ResultRow:
         top5: percent, or None.
         drop: full-precision top-1 less this one, in points.
         search_device_s: device seconds of the search phase behind the method; shared by all its
-            rows, since one search serves all limits. 0 for methods without one.
+            rows, since one search serves all limits. 0 for methods without one, None where
+            nothing says what it cost: a search that failed, or a run of an older version.
         solve_wall_s: of this row's solve.
         trained: the training behind the accuracy.
     """
@@ -64,7 +70,7 @@ class ResultRow:
     top1: float | None = None
     top5: float | None = None
     drop: float | None = None
-    search_device_s: float = 0.0
+    search_device_s: float | None = 0.0
     solve_wall_s: float = 0.0
     trained: RunRecord | None = None
 
@@ -84,6 +90,8 @@ class Results:
         rows: every proposal, in order of the search.
         search: the search phases (indicator training, bit selection, other sources).
         failures: steps that gave no result.
+        device: of the search seconds.
+        skipped: ``place: reason`` of the images that any step could not read and left out.
     """
 
     run: str
@@ -92,6 +100,7 @@ class Results:
     search: tuple[RunRecord, ...] = ()
     failures: tuple[RunRecord, ...] = ()
     device: str = field(default="cpu")
+    skipped: tuple[str, ...] = ()
 
     @property
     def full_precision_top1(self) -> float | None:
@@ -107,15 +116,6 @@ class Results:
         limits = list(dict.fromkeys(row.limits_text for row in self.rows))
         rows = [row for row in self.rows if row.status != NOT_TRAINED]
         return tuple(sorted(rows, key=lambda row: limits.index(row.limits_text)))
-
-    def search_costs(self) -> dict[str, dict[str, float]]:
-        """Method -> seconds of its search phase and of all its solves."""
-        costs: dict[str, dict[str, float]] = {}
-        for row in self.rows:
-            parts = costs.setdefault(row.method, {"search phase": 0.0, "solve": 0.0})
-            parts["search phase"] = row.search_device_s
-            parts["solve"] += row.solve_wall_s
-        return costs
 
 
 def results_of(run: str, records: Sequence[RunRecord]) -> Results:
@@ -138,13 +138,46 @@ def results_of(run: str, records: Sequence[RunRecord]) -> Results:
         r for r in records if r.phase not in ("solve", "train") and r.state is not State.DONE
     )
     device = next((r.device for r in (*search, *trained.values()) if r.device), "cpu")
+    skipped = {image for r in records for image in r.facts.get("skipped_images", ())}
     return Results(
-        run=run, full_precision=full, rows=rows, search=search, failures=failures, device=device
+        run=run, full_precision=full, rows=rows, search=search, failures=failures, device=device,
+        skipped=tuple(sorted(skipped)),
+    )  # fmt: skip
+
+
+def out_of_reach(records: Sequence[RunRecord], resource: str) -> tuple[int, ...]:
+    """Limits on one resource that no method met, in the solver's integers, ascending.
+
+    Of limits that are asked for together only those that cannot be met alone, if there are any.
+    """
+    asked = [r for r in records if r.phase == "solve"]
+    met = {tuple(r.limits.items()) for r in asked if r.policy_id is not None}
+    found: set[int] = set()
+    for record in asked:
+        if record.state is not State.INFEASIBLE or tuple(record.limits.items()) in met:
+            continue
+        bounds, resources = record.facts.get("bounds", {}), record.facts.get("resources", {})
+        smallest = record.facts.get("smallest", {})
+        alone = {kind for kind, bound in bounds.items() if smallest.get(kind, bound) > bound}
+        found |= {bounds[k] for k in alone or bounds if resources.get(k) == resource}
+    return tuple(sorted(found))
+
+
+def skipped_text(results: Results) -> str:
+    """How many images a run left out, and which; empty where it left out none."""
+    if not results.skipped:
+        return ""
+    count, more = len(results.skipped), len(results.skipped) - _MOST_NAMED
+    tail = f" and {more} more" if more > 0 else ""
+    images = "1 image" if count == 1 else f"{count} images"
+    return (
+        f"{images} could not be read and another stood in "
+        f"(data.on_bad_sample: skip): {'; '.join(results.skipped[:_MOST_NAMED])}{tail}"
     )
 
 
 def _row(
-    asked: RunRecord, trained: RunRecord | None, full_top1: float | None, search_s: float
+    asked: RunRecord, trained: RunRecord | None, full_top1: float | None, search_s: float | None
 ) -> ResultRow:
     status, reason = str(asked.state), asked.message
     metrics = dict(asked.metrics)
@@ -178,9 +211,15 @@ def _row(
     )
 
 
-def _search_s(asked: RunRecord, search: Sequence[RunRecord]) -> float:
-    """Device seconds of the steps behind a proposal, which its record names."""
-    own = asked.facts.get("search_steps", ())
+def _search_s(asked: RunRecord, search: Sequence[RunRecord]) -> float | None:
+    """Device seconds of the steps behind a proposal, which its record names.
+
+    Records of older versions name none; they may hold the seconds themselves.
+    """
+    own = asked.facts.get("search_steps")
+    if own is None:
+        made = 0.0 if _MADE.fullmatch(asked.method) else None
+        return asked.metrics.get(SEARCH_DEVICE_S, made)
     return sum(
         r.metrics.get(SEARCH_DEVICE_S, 0.0)
         for r in search

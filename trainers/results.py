@@ -16,7 +16,11 @@ SCHEMA = "phase-result/1"
 
 
 def save_result(path: Path, result: PhaseResult) -> None:
-    """Write ``result`` whole or not at all."""
+    """Write ``result`` whole or not at all, with the images that the step skipped."""
+    # A batch of policies shares its images, so their list is one folder up.
+    skipped = skipped_images(path.parent) or skipped_images(path.parent.parent)
+    if skipped:
+        result = replace(result, facts={**result.facts, "skipped_images": skipped})
     text = json.dumps({"schema": SCHEMA, **asdict(result)}, indent=1, sort_keys=True)
     write_atomically(path, text.encode())
 
@@ -26,10 +30,6 @@ def finish_phase(step_dir: Path, result: PhaseResult) -> None:
 
     Two checkpoints of weights and momentum are four times the network, for every policy trained.
     """
-    # A batch of policies shares its images, so their list is one folder up.
-    skipped = skipped_images(step_dir) or skipped_images(step_dir.parent)
-    if skipped:
-        result = replace(result, facts={**result.facts, "skipped_images": skipped})
     save_result(step_dir / "result.json", result)
     Checkpoints(step_dir / "checkpoints", rank=0).clear()
 

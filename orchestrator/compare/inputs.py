@@ -127,14 +127,14 @@ def _read(store: RunStore, label: str, parsed: dict[str, dict[str, Any]]) -> Com
         view=view,
         records=records,
         results=results,
-        facts=_facts(view, records, config, results.device),
+        facts=_facts(view, records, config, results),
         config=config,
         lacks=tuple(lacks),
     )
 
 
 def _facts(
-    view: JournalView, records: Sequence[RunRecord], config: Mapping[str, Any], device: str
+    view: JournalView, records: Sequence[RunRecord], config: Mapping[str, Any], results: Results
 ) -> dict[str, str]:
     started = last_event(view, events.RUN_STARTED)
     data: Mapping[str, Any] = started.data if started else {}
@@ -145,9 +145,10 @@ def _facts(
     return {
         "network": _fact(records, "costs", "fingerprint"),
         "data": _fact(records, "pretrain", "data_fingerprint"),
+        "skipped images": str(len(results.skipped)),
         "seed": str(config.get("seed", UNKNOWN)),
         "accounting": str(config.get("accounting", UNKNOWN)),
-        "device": device,
+        "device": results.device,
         "workers and threads": f"{workers} x {'its CPUs' if threads is None else threads}",
         "processor": f"{machine.get('processor', UNKNOWN)}, {machine.get('cores', '?')} cores",
         "torch": str(versions.get("torch", UNKNOWN)),

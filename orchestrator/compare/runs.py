@@ -12,7 +12,7 @@ from orchestrator.config import config_differences
 from orchestrator.figures.cost import seconds_text
 from orchestrator.report.cells_text import COLUMNS, result_cells
 from orchestrator.report.costs import amortised, search_parts
-from orchestrator.results import ResultRow
+from orchestrator.results import ResultRow, skipped_text
 from solvers.tables import LayerBits
 
 # Sections that may differ without making results another thing.
@@ -26,6 +26,7 @@ DISTANCE = ("W differ", "A differ", "layers that differ")
 _WHY: Mapping[str, str] = {
     "network": "accuracies and costs are of different networks",
     "data": "accuracies are of different images",
+    "skipped images": "training saw different images",
     "seed": "differences may be chance",
     "accounting": "BitOps and sizes are counted differently",
     "device": "seconds are of different devices",
@@ -222,6 +223,7 @@ def _warnings(runs: Sequence[ComparedRun]) -> list[str]:
     rehearsed = [run.label for run in runs if run.facts["rehearsal"] == "yes"]
     if rehearsed:
         lines.append(f"{_listed(rehearsed)}: rehearsal, figures mean nothing")
+    lines += [f"{run.label}: {skipped_text(run.results)}" for run in runs if run.results.skipped]
     unfinished = [run.label for run in runs if not run.finished]
     if unfinished:
         lines.append(f"{_listed(unfinished)}: not finished")

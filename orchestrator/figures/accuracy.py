@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.figures.methods import legend, legend_height, method_styles
@@ -35,29 +35,62 @@ class AccuracyPoint:
     reported: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostAxis:
+    """A cost that accuracy is drawn over.
+
+    Attributes:
+        stem: file name of its figure.
+        what: of the cost.
+        unit: of the axis.
+        field: of a row that holds the cost.
+        factor: from the field's unit to the axis's.
+        resource: the solver's name for it.
+        per_integer: from the solver's integers to the axis's unit.
+    """
+
+    stem: str
+    what: str
+    unit: str
+    field: str
+    factor: float
+    resource: str
+    per_integer: float
+
+
+def cost_axes(bitops_g: Iterable[float | None]) -> tuple[CostAxis, CostAxis]:
+    """BitOps and size, for networks of these BitOps: small ones cost millions, not billions."""
+    largest = max((b for b in bitops_g if b is not None), default=0.0)
+    factor, unit = (1e3, "1e6") if 0.0 < largest < 0.1 else (1.0, "1e9")
+    return (
+        CostAxis(stem="accuracy", what="BitOps of one image", unit=unit, field="bitops_g",
+                 factor=factor, resource="bitops", per_integer=factor / 1e9),
+        CostAxis(stem="accuracy_size", what="size of the weights", unit="MiB", field="weight_mib",
+                 factor=1.0, resource="size_bits", per_integer=1 / 8 / 2**20),
+    )  # fmt: skip
+
+
 def accuracy_figure(
     points: Sequence[AccuracyPoint],
+    axis: CostAxis,
     *,
-    stem: str,
-    what: str,
-    unit: str,
-    infeasible: Sequence[float] = (),
+    infeasible: Sequence[int] = (),
     full_precision: float | None = None,
     note: str = "",
 ) -> Drawing | None:
     """Top-1 over a cost; None without points.
 
     Args:
-        points: trained policies.
-        stem: file name.
-        what: of the cost, ``BitOps of one image``.
-        unit: of the cost.
-        infeasible: limits in that unit that nothing can meet; crosses on the axis.
+        points: trained policies, costs in the unit of the axis.
+        axis: the cost.
+        infeasible: limits that nothing can meet, in the solver's integers; crosses on the axis.
         full_precision: percent, drawn as a line.
         note: added to the caption.
     """
     if not points:
         return None
+    stem, what, unit = axis.stem, axis.what, axis.unit
+    crosses = [bound * axis.per_integer for bound in infeasible]
     styles = method_styles(p.method for p in points)
     names = [*styles, *(["limit out of reach"] if infeasible else [])]
     top, left, right = legend_height(names, _WIDTH - 60) + 8, 64.0, _WIDTH - 14
@@ -69,7 +102,7 @@ def accuracy_figure(
     if full_precision is not None:
         heights.append(full_precision)
     xs = Scale(low=0, high=1, first_px=left, last_px=right)
-    low, high = spread([*(p.cost for p in points), *infeasible])
+    low, high = spread([*(p.cost for p in points), *crosses])
     xs = Scale(low=max(low, 0.0), high=high, first_px=left, last_px=right)
     low, high = spread(heights, 0.1)
     ys = Scale(low=low, high=min(high, 100.6), first_px=bottom, last_px=top)
@@ -100,7 +133,7 @@ def accuracy_figure(
         size = 7.0 if point.method in ("limpq", "metamix") else 5.0
         canvas.marker(marker, x, y, colour, told + (" (reported)" if point.reported else ""),
                       size, hollow=point.reported)  # fmt: skip
-    for bound in infeasible:
+    for bound in crosses:
         canvas.marker("cross", xs.at(bound), bottom, "red",
                       f"no policy meets {bound:,.5g} {unit}")  # fmt: skip
     caption = "Each mark is a trained policy. Dashed: uniform bits; solid: the front of a search."
@@ -124,7 +157,7 @@ def accuracy_figure(
              "reported" if p.reported else "measured")
             for p in points
         ) + tuple(("limit out of reach", "", bound, None, None, None, "limit")
-                  for bound in infeasible),
+                  for bound in crosses),
     )  # fmt: skip
 
 

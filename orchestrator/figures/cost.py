@@ -77,7 +77,7 @@ def search_cost_figure(
         y += _ROW
     caption = (
         "Device seconds of every phase behind a method, and the wall time of one solve. Methods "
-        "that are not shown search for nothing."
+        "that are not shown search for nothing, or have no cost on record."
     )
     if reported:
         caption += " Hatched bars are what papers state, on their hardware; they were not measured."

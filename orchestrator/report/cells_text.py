@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.results import ResultRow, Results, bitops_text
+from orchestrator.results import NOT_RECORDED, ResultRow, Results, bitops_text, skipped_text
 
 COLUMNS = (
     "method", "alpha", "limits", "W bits", "A bits", "BitOps", "size", "top-1 %", "drop",
@@ -40,6 +40,8 @@ def print_results(results: Results, console: Console | None = None) -> None:
         if row.reason:
             told = f"{row.method} at {row.limits_text}: {row.status}: {row.reason}"
             shown.print(told, markup=False, highlight=False, soft_wrap=True)
+    if results.skipped:
+        shown.print(skipped_text(results), markup=False, highlight=False, soft_wrap=True)
 
 
 def terminal_table(
@@ -91,9 +93,11 @@ def _cells(row: ResultRow) -> tuple[str, ...]:
 
 def _search(row: ResultRow) -> str:
     """Device seconds of the search phase, plus the milliseconds of this row's solve."""
+    solve = f"{row.solve_wall_s * 1000:.0f} ms"
+    if row.search_device_s is None:
+        return f"{NOT_RECORDED} + {solve}" if row.solve_wall_s else NOT_RECORDED
     if row.search_device_s == 0.0 and row.solve_wall_s == 0.0:
         return "0"
-    solve = f"{row.solve_wall_s * 1000:.0f} ms"
     return solve if row.search_device_s == 0.0 else f"{row.search_device_s:.1f} s + {solve}"
 
 

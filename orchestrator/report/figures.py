@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.compare.proxies import ProxyValidity, proxy_points, validities
-from orchestrator.figures.accuracy import AccuracyPoint, accuracy_figure
+from orchestrator.figures.accuracy import AccuracyPoint, accuracy_figure, cost_axes
 from orchestrator.figures.bits import bits_figure
 from orchestrator.figures.cost import ReportedCost, amortised_figure, search_cost_figure
 from orchestrator.figures.heat import SolvedCell, alpha_map, indicator_figure
 from orchestrator.figures.proxies import proxy_scatter, tau_figure
 from orchestrator.figures.svg import Drawing
-from orchestrator.records import State
 from orchestrator.report.costs import search_parts
 from orchestrator.report.inputs import Importances, RunInputs
-from orchestrator.results import ResultRow
+from orchestrator.results import ResultRow, out_of_reach
 from solvers.policy import Policy
 
 MAX_POLICIES_SHOWN = 10
@@ -72,52 +71,25 @@ def run_figures(
 
 def _accuracy(run: RunInputs, reported: Sequence[AccuracyPoint]) -> list[Drawing]:
     rows = [r for r in run.results.rows if r.top1 is not None]
-    bitops = [r.bitops_g for r in rows if r.bitops_g is not None]
-    # Small networks cost millions, large ones billions.
-    factor, unit = (1e3, "1e6") if bitops and max(bitops) < 0.1 else (1.0, "1e9")
-    over_bitops = [
-        AccuracyPoint(method=r.method, label=_label(r), cost=r.bitops_g * factor, top1=r.top1)
-        for r in rows
-        if r.bitops_g is not None and r.top1 is not None
-    ]
-    over_bitops += [
-        AccuracyPoint(method=p.method, label=p.label, cost=p.cost * factor, top1=p.top1,
-                      reported=True)
-        for p in reported
-    ]  # fmt: skip
-    over_size = [
-        AccuracyPoint(method=r.method, label=_label(r), cost=r.weight_mib, top1=r.top1)
-        for r in rows
-        if r.weight_mib is not None and r.top1 is not None
-    ]
+    axes = cost_axes(r.bitops_g for r in rows)
     full = run.results.full_precision_top1
-    note = "One seed: marks this near to each other are not told apart."
-    return _kept(
-        [
-            accuracy_figure(
-                over_bitops, stem="accuracy", what="BitOps of one image", unit=unit,
-                infeasible=_out_of_reach(run, "bitops", factor / 1e9), full_precision=full,
-                note=note,
-            ),
-            accuracy_figure(
-                over_size, stem="accuracy_size", what="size of the weights", unit="MiB",
-                infeasible=_out_of_reach(run, "size_bits", 1 / 8 / 2**20), full_precision=full,
-            ),
+    drawn = []
+    for axis in axes:
+        points = [
+            AccuracyPoint(method=r.method, label=_label(r), cost=cost * axis.factor, top1=r.top1)
+            for r in rows
+            if (cost := getattr(r, axis.field)) is not None and r.top1 is not None
         ]
-    )  # fmt: skip
-
-
-def _out_of_reach(run: RunInputs, resource: str, factor: float) -> list[float]:
-    """Limits on one resource that nothing can meet, in the unit of an axis."""
-    return sorted(
-        {
-            bound * factor
-            for record in run.records
-            if record.phase == "solve" and record.state is State.INFEASIBLE
-            for kind, bound in record.facts.get("bounds", {}).items()
-            if record.facts.get("resources", {}).get(kind) == resource
-        }
-    )
+        note = ""
+        if axis is axes[0]:
+            # Papers state BitOps, in 1e9.
+            points += [replace(p, cost=p.cost * axis.factor, reported=True) for p in reported]
+            note = "One seed: marks this near to each other are not told apart."
+        crosses = out_of_reach(run.records, axis.resource)
+        drawn.append(
+            accuracy_figure(points, axis, infeasible=crosses, full_precision=full, note=note)
+        )
+    return _kept(drawn)
 
 
 def _shown_policies(run: RunInputs) -> dict[str, Policy]:

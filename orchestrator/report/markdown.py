@@ -14,7 +14,7 @@ from orchestrator.records import EVIDENCE, RunRecord, State
 from orchestrator.report.cells_text import COLUMNS, escaped, markdown_table, result_cells
 from orchestrator.report.inputs import RunInputs
 from orchestrator.report.run_page import not_run_lines
-from orchestrator.results import Results
+from orchestrator.results import Results, skipped_text
 from orchestrator.runs import last_event
 from orchestrator.store import RunStore
 
@@ -79,6 +79,8 @@ def _table(results: Results) -> str:
         f"(unit: {escaped(results.device)}), which one phase serves for all rows of its method, "
         "plus the solve of the row. Every accuracy is of one seed: no interval is claimed."
     )
+    if results.skipped:
+        lines.append(f"{escaped(skipped_text(results))}.")
     reasons = [
         f"* {escaped(r.method)} at {escaped(r.limits_text)}: **{r.status}**. {escaped(r.reason)}"
         for r in results.shown

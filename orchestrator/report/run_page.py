@@ -23,7 +23,7 @@ from orchestrator.report.literature import (
     reported_cells,
 )
 from orchestrator.report.page import Section, cards, figures, page
-from orchestrator.results import NOT_TRAINED, ResultRow
+from orchestrator.results import NOT_TRAINED, ResultRow, skipped_text
 from orchestrator.runs import last_event
 
 _PAPER_COLUMNS = ("paper top-1", "paper drop", "difference")
@@ -128,6 +128,8 @@ def _results(run: RunInputs, reported: Reported) -> str:
         told = "Difference is our top-1 less the paper's, in points, at the nearest cost: "
         told += ", ".join(f"{r.id} ({r.source})" for r in reported.repeated) + "."
         parts.append(paragraph(told, "note"))
+    if results.skipped:
+        parts.append(paragraph(f"{skipped_text(results)}.", "warn"))
     reasons = [f"{r.method} at {r.limits_text}: {r.status}. {r.reason}" for r in shown if r.reason]
     if reasons:
         parts += ["<h3>Rows with a remark</h3>", bullets(reasons)]
@@ -147,8 +149,11 @@ def _cost(run: RunInputs, drawn: RunFigures) -> str:
     if not rows:
         return ""
     titles = [METERS[name] for name in names]
-    free = sorted({r.method for r in run.results.rows} - {p.method for p in parts})
-    told = f"No search cost: {', '.join(free)}." if free else ""
+    methods = {r.method for r in run.results.rows} - {p.method for p in parts}
+    lost = {r.method for r in run.results.rows if r.search_device_s is None}
+    free = methods - lost
+    told = f"No search cost: {', '.join(sorted(free))}." if free else ""
+    told += f" Search cost not recorded: {', '.join(sorted(lost))}." if lost else ""
     columns = list(AMORTISED_COLUMNS)
     return (
         figures(drawn.cost)
@@ -157,7 +162,7 @@ def _cost(run: RunInputs, drawn: RunFigures) -> str:
             ["method", "phase", "paid", "device time", *titles], rows,
             numeric=frozenset({"device time", *titles}),
         )
-        + paragraph(told, "note")
+        + paragraph(told.strip(), "note")
         + "<h3>For one device, when a search serves many</h3>"
         + html_table(columns, amortised_rows(parts),
                      numeric=frozenset(n for n, side in AMORTISED_COLUMNS.items() if side))

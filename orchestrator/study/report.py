@@ -13,7 +13,7 @@ from orchestrator.compare.inputs import ComparedRun, ReadRuns, read_runs
 from orchestrator.compare.policies import STABILITY_COLUMNS
 from orchestrator.compare.proxies import proxy_points, validities
 from orchestrator.compare.runs import STABLE_QUESTION, compare, stability_rows
-from orchestrator.figures.accuracy import AccuracyPoint, accuracy_figure
+from orchestrator.figures.accuracy import AccuracyPoint, accuracy_figure, cost_axes
 from orchestrator.figures.cost import (
     AMORTISED_COLUMNS,
     amortised_figure,
@@ -30,6 +30,7 @@ from orchestrator.report.inputs import read_inputs
 from orchestrator.report.literature import REPORTED_COLUMNS, reported_cells, reported_for
 from orchestrator.report.page import Section, cards, figures, page
 from orchestrator.report.write import PAGE, save_drawings
+from orchestrator.results import out_of_reach
 from orchestrator.store import RunStore
 from orchestrator.study.results import (
     COLUMNS,
@@ -61,7 +62,7 @@ def write_study_report(
     read = read_runs(stores)
     table = study_table(name, asked, read)
     parts = mean_parts(read.runs)
-    accuracy = _accuracy(table)
+    accuracy = _accuracy(table, read.runs)
     paired = paired_figure(table)
     unit = f"{table.device}, {_DEVICE}"
     cost = [d for d in (search_cost_figure(parts, unit), amortised_figure(parts, unit)) if d]
@@ -110,26 +111,24 @@ def mean_parts(runs: Sequence[ComparedRun]) -> list[SearchPart]:
     ]
 
 
-def _accuracy(table: StudyTable) -> list[Drawing]:
+def _accuracy(table: StudyTable, runs: Sequence[ComparedRun]) -> list[Drawing]:
     rows = [r for r in table.rows if r.accuracy is not None]
     full = None if table.full_precision is None else table.full_precision.mean
-    largest = max((r.bitops_g or 0.0 for r in rows), default=0.0)
-    factor, unit = (1e3, "1e6") if largest < 0.1 else (1.0, "1e9")
+    # All seeds at once: a limit that one of them met is within reach.
+    records = [record for run in runs for record in run.records]
     drawn = []
-    for stem, what, own_unit, scale, field in (
-        ("accuracy", "BitOps of one image", unit, factor, "bitops_g"),
-        ("accuracy_size", "size of the weights", "MiB", 1.0, "weight_mib"),
-    ):
+    for axis in cost_axes(r.bitops_g for r in rows):
         points = [
             AccuracyPoint(
                 method=r.method, label=f"{r.limits}{'' if r.alpha == '-' else f' alpha {r.alpha}'}",
-                cost=getattr(r, field) * scale, top1=r.accuracy.mean, low=r.accuracy.low,
+                cost=cost * axis.factor, top1=r.accuracy.mean, low=r.accuracy.low,
                 high=r.accuracy.high,
             )
             for r in rows
-            if r.accuracy is not None and getattr(r, field) is not None
+            if r.accuracy is not None and (cost := getattr(r, axis.field)) is not None
         ]  # fmt: skip
-        drawing = accuracy_figure(points, stem=stem, what=what, unit=own_unit, full_precision=full)
+        crosses = out_of_reach(records, axis.resource)
+        drawing = accuracy_figure(points, axis, infeasible=crosses, full_precision=full)
         drawn += [drawing] if drawing else []
     return drawn
 

@@ -16,7 +16,7 @@ from orchestrator.compare.inputs import ComparedRun, ReadRuns
 from orchestrator.compare.runs import question
 from orchestrator.compare.statistics import Paired, Summary, holm, paired, summary
 from orchestrator.figures.cost import seconds_text
-from orchestrator.results import ResultRow, bitops_text
+from orchestrator.results import NOT_RECORDED, ResultRow, bitops_text, skipped_text
 
 REFERENCE = "uniform"
 MISSING = "not run"
@@ -40,7 +40,7 @@ class StudyRow:
         num_policies: distinct ones over the seeds.
         bitops_g: mean, in 1e9.
         weight_mib: mean.
-        search_s: mean device seconds of the search behind it.
+        search_s: mean device seconds of the search behind it; None where no run recorded any.
         solve_s: mean wall seconds of its solve.
     """
 
@@ -56,7 +56,7 @@ class StudyRow:
     num_policies: int = 0
     bitops_g: float | None = None
     weight_mib: float | None = None
-    search_s: float = 0.0
+    search_s: float | None = 0.0
     solve_s: float = 0.0
 
     @property
@@ -145,7 +145,9 @@ def _row(
         num_policies=len({row.policy_id for row in kept}),
         bitops_g=_mean([row.bitops_g for row in kept if row.bitops_g is not None]),
         weight_mib=_mean([row.weight_mib for row in kept if row.weight_mib is not None]),
-        search_s=_mean([row.search_device_s for row in kept]) or 0.0,
+        search_s=_mean([s for row in kept if (s := row.search_device_s) is not None])
+        if kept
+        else 0.0,
         solve_s=_mean([row.solve_wall_s for row in kept]) or 0.0,
     )
 
@@ -175,6 +177,7 @@ def _problems(
     for seed, run in sorted(runs.items()):
         lines += [f"seed {seed}: {r.step} {r.state}: {r.message}" for r in run.results.failures]
         lines += [f"seed {seed}: {lack}" for lack in run.lacks]
+        lines += [f"seed {seed}: {skipped_text(run.results)}"] * bool(run.results.skipped)
     first = next(iter(runs.values()), None)
     for seed, run in sorted(runs.items()):
         assert first is not None
@@ -197,10 +200,8 @@ NUMERIC = frozenset({"n", "alpha", "top-1 %", "sd", "drop", "against uniform", "
 
 def study_cells(row: StudyRow) -> tuple[str, ...]:
     """A line of ``COLUMNS``."""
-    search = "0"
-    if row.search_s or row.solve_s:
-        parts = [row.search_s] * bool(row.search_s) + [row.solve_s] * bool(row.solve_s)
-        search = " + ".join(map(seconds_text, parts))
+    search = [NOT_RECORDED] if row.search_s is None else []
+    search += [seconds_text(spent) for spent in (row.search_s, row.solve_s) if spent]
     against = row.against.difference if row.against else None
     return (
         row.method, row.alpha, row.limits, f"{len(row.top1)} of {row.num_seeds}",
@@ -213,7 +214,7 @@ def study_cells(row: StudyRow) -> tuple[str, ...]:
         _p_value(row.p_adjusted),
         "-" if row.bitops_g is None else bitops_text(row.bitops_g),
         "-" if row.weight_mib is None else f"{row.weight_mib:.3f} MiB",
-        search,
+        " + ".join(search) or "0",
         str(row.num_policies),
         "; ".join(f"seed {seed}: {reason}" for seed, reason in row.lacking.items()),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from orchestrator.compare.inputs import read_runs
 from orchestrator.compare.policies import distance, stability
 from orchestrator.compare.runs import as_values, compare, question
 from orchestrator.errors import StoreError
+from orchestrator.records import RunRecord, State
 from orchestrator.store import RunStore
 from tests.orchestrator.run_folders import POLICIES, policy, write_run
 
@@ -83,6 +84,15 @@ def test_what_makes_runs_incomparable_is_said_with_its_reason(tmp_path: Path) ->
         assert any(part in line for line in found.warnings), part
     assert "train.epochs: (absent) -> 3" in found.differences["b"]
     assert not any("no interval" in line for line in found.warnings)
+
+
+def test_runs_that_left_images_out_say_so(tmp_path: Path) -> None:
+    skip = RunRecord(run="x", step="e", key="e", phase="evidence", method="any", state=State.DONE,
+                     facts={"skipped_images": ["a.jpg: truncated"]})  # fmt: skip
+    stores = [write_run(tmp_path, "a"), write_run(tmp_path, "b", extra=[skip])]
+    warnings = compare(read_runs(stores)).warnings
+    assert any(w.startswith("b differs from a in skipped images: 1 against 0") for w in warnings)
+    assert any(w.startswith("b: 1 image could not be read") for w in warnings)
 
 
 def test_many_differing_runs_are_one_line_each_fact(tmp_path: Path) -> None:

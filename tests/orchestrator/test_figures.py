@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from orchestrator.figures.accuracy import AccuracyPoint, accuracy_figure, front
+from orchestrator.figures.accuracy import AccuracyPoint, accuracy_figure, cost_axes, front
 from orchestrator.figures.bits import bits_figure
 from orchestrator.figures.cost import (
     ReportedCost,
@@ -79,7 +79,7 @@ PARTS = (
 
 def _accuracy() -> Drawing | None:
     return accuracy_figure(
-        POINTS, stem="accuracy", what="BitOps", unit="1e9", infeasible=[0.5], full_precision=74.0
+        POINTS, cost_axes([1.3])[0], infeasible=[500_000_000], full_precision=74.0
     )
 
 
@@ -241,7 +241,7 @@ def test_amortised_cost_is_what_is_paid_once_over_devices_and_what_is_paid_again
 
 
 def test_nothing_to_draw_is_none() -> None:
-    assert accuracy_figure((), stem="x", what="x", unit="x") is None
+    assert accuracy_figure((), cost_axes([])[0]) is None
     assert bits_figure({}, frozenset()) is None
     assert indicator_figure({}) is None
     assert search_cost_figure((), "s") is None

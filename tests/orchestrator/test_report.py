@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 from orchestrator import events
 from orchestrator.journal import JournalView, read_journal
 from orchestrator.records import RunRecord, State
-from orchestrator.report.cells_text import escaped, markdown_table
+from orchestrator.report.cells_text import escaped, markdown_table, result_cells
 from orchestrator.report.write import write_report
-from orchestrator.results import NOT_TRAINED, bitops_text, results_of
+from orchestrator.results import NOT_TRAINED, bitops_text, out_of_reach, results_of
 from orchestrator.runs import newest_records, run_status
 from orchestrator.store import RunStore
 from orchestrator.yaml_source import dump_yaml
@@ -98,10 +99,43 @@ def test_the_table_shows_all_but_untrained_rows_side_by_side_at_each_limit() -> 
     ]  # fmt: skip
 
 
-def test_search_costs_count_the_phase_once_and_every_solve() -> None:
-    costs = results_of("run", RECORDS).search_costs()
-    assert costs["limpq"] == {"search phase": 30.0, "solve": pytest.approx(0.03)}
-    assert costs["random"] == {"search phase": 0.0, "solve": pytest.approx(0.01)}
+def test_a_search_cost_that_nobody_wrote_down_is_not_recorded_and_no_zero() -> None:
+    old = [replace(r, facts={}) if r.method == "limpq" else r for r in RECORDS]
+    told = replace(old[3], key="s9", limits={"bitops": "9G"},
+                   metrics={**old[3].metrics, "search/device_s": 7.0})  # fmt: skip
+    results = results_of("run", [*old, told])
+    cells = {(c[0], c[2]): c[9] for c in result_cells(results, results.shown)}
+    assert cells["limpq", "bitops=2G"] == "not recorded + 10 ms"
+    assert cells["limpq", "bitops=9G"] == "7.0 s + 10 ms"
+    assert cells["limpq", "bitops=1M"] == "not recorded"
+    assert cells["uniform", "bitops=2G"] == "10 ms"
+
+
+def test_limits_that_another_method_met_are_within_reach() -> None:
+    assert out_of_reach(RECORDS, "bitops") == (1_000_000,)
+    assert out_of_reach(RECORDS, "size_bits") == ()
+    met = _solve("s6b", "uniform", "pol-5", "1M")
+    assert out_of_reach([*RECORDS, met], "bitops") == ()
+    facts = {"bounds": {"bitops": 9, "weight_bytes": 80}, "smallest": {"bitops": 5},
+             "resources": {"bitops": "bitops", "weight_bytes": "size_bits"}}  # fmt: skip
+    both = _record("solve", "b", method="limpq", state=State.INFEASIBLE, facts=facts,
+                   limits={"bitops": "9", "weight_bytes": "10"})  # fmt: skip
+    # Either can be met alone: both together are what nothing meets.
+    assert (out_of_reach([both], "bitops"), out_of_reach([both], "size_bits")) == ((9,), (80,))
+    facts = {**facts, "smallest": {"bitops": 5, "weight_bytes": 90}}
+    assert out_of_reach([replace(both, facts=facts)], "bitops") == ()
+
+
+def test_images_that_were_left_out_are_counted_once_and_named(tmp_path: Path) -> None:
+    bad = [f"x/{n}.jpg: <b>truncated" for n in range(7)]
+    records = [replace(r, facts={**r.facts, "skipped_images": bad[:n]})
+               for r, n in zip(RECORDS, (0, 7, 3, *[0] * 9), strict=True)]  # fmt: skip
+    store = _run(tmp_path, records=records)
+    write_report(store, _view(store))
+    told = "7 images could not be read and another stood in (data.on_bad_sample: skip): x/0.jpg: "
+    assert told + "&lt;b&gt;truncated; " in (store.root / "report.html").read_text()
+    assert "x/4.jpg: &lt;b&gt;truncated and 2 more." in (store.root / "report.html").read_text()
+    assert "7 images could not be read" in store.report_path.read_text()
 
 
 def test_the_newest_failure_counts_until_there_is_a_final_record(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,35 @@ def test_failed_and_missing_seeds_are_named_and_never_averaged(tmp_path: Path) -
     for part in ("seed 2 (s-s2): not run", "seed 1: hawq_v2 FAILED: no memory",
                  "seed 1 differs in data: other against data-1"):  # fmt: skip
         assert part in table.problems
+
+
+def test_limits_out_of_reach_skipped_images_and_unknown_costs_are_shown(tmp_path: Path) -> None:
+    out = RunRecord(
+        run="x", step="sweep/o", key="o", phase="solve", method="limpq", state=State.INFEASIBLE,
+        alpha=1.0, limits={"bitops": "0.1G"},
+        facts={"bounds": {"bitops": 10**8}, "smallest": {"bitops": 2 * 10**8},
+               "resources": {"bitops": "bitops"}},
+    )  # fmt: skip
+    skip = RunRecord(run="x", step="e", key="e", phase="evidence", method="any", state=State.DONE,
+                     facts={"skipped_images": ["a.jpg: truncated"]})  # fmt: skip
+    stores = [
+        write_run(tmp_path, "s-s0", seed=0, top1=_top1(0.0), extra=[out]),
+        write_run(tmp_path, "s-s1", seed=1, top1=_top1(1.0), extra=[out, skip]),
+    ]
+    asked = {0: "s-s0", 1: "s-s1"}
+    table = write_study_report("s", asked, stores, tmp_path / "s")
+    data = (tmp_path / "s" / "figures" / "accuracy.csv").read_text()
+    assert "limit out of reach,,0.1,,,,limit" in data
+    assert "limits that no policy can meet" in (tmp_path / "s" / "report.html").read_text()
+    assert "limit out of reach" not in (tmp_path / "s" / "figures/accuracy_size.csv").read_text()
+    assert any(p.startswith("seed 1: 1 image could not be read") for p in table.problems)
+    assert "seed 1 differs in skipped images: 1 against 0" in table.problems
+    (row,) = [r for r in table.rows if r.limits == "bitops=0.1G"]
+    assert study_cells(row)[COLUMNS.index("search")] == "0"  # no policy: nothing was searched
+    limpq = next(r for r in table.rows if r.method == "limpq" and r.top1)
+    assert study_cells(replace(limpq, search_s=None))[COLUMNS.index("search")] == (
+        "not recorded + 10 ms"
+    )
 
 
 def test_one_seed_claims_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from trainers.data.bad_samples import skipped_images
 from trainers.data.pack import PackSettings, pack_folder
 from trainers.data.views import decode
 from trainers.errors import DataError
-from trainers.phases import DataSpec
+from trainers.phases import Cost, DataSpec, PhaseResult
+from trainers.results import load_result, save_result
 
 
 def break_image(root: Path, index: int) -> Path:
@@ -235,3 +236,13 @@ def test_sixteen_bits_and_no_image_are_refused():
     for content, message in ((buffer.getvalue(), "8 bits"), (b"x", "cannot identify")):
         with pytest.raises(ValueError, match=message):
             decode(content, 3)
+
+
+def test_every_result_names_the_images_that_its_step_skipped(tmp_path):
+    step = tmp_path / "hawq"
+    step.mkdir()
+    (step / "skipped-images-0.json").write_text('{"a.jpg": "truncated"}')
+    for folder in (step, step / "policy"):  # a batch of policies shares its step's images
+        save_result(folder / "result.json", PhaseResult(phase="x", cost=Cost(), device="cpu"))
+        found = load_result(folder / "result.json")
+        assert found.facts["skipped_images"] == ["a.jpg: truncated"]
