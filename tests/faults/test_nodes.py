@@ -145,9 +145,10 @@ def test_ten_thousand_solves_over_four_nodes_with_one_lost(
     try:
         began = time.perf_counter()
         found: list[Any] = []
+        kept: list[Any] = []
         work = threading.Thread(
             target=lambda: found.append(
-                solve_on_cluster(answer_questions, ray.put(tables), questions, 50)
+                solve_on_cluster(answer_questions, ray.put(tables), questions, 50, kept.append)
             )
         )
         work.start()
@@ -156,7 +157,7 @@ def test_ten_thousand_solves_over_four_nodes_with_one_lost(
         nodes.lose(nodes.nodes[1])
         ledger.inject(2, kind)
         work.join(1500)
-        labels = Counter(row.label for row in found[0].results.rows)
+        labels = Counter(row.label for row in found[0].rows)
         assert len(labels) == 10_000
         assert set(labels.values()) == {1}
         ledger.survive(2, kind)

@@ -251,12 +251,9 @@ def test_a_clock_that_is_set_moves_no_lock_watchdog_or_order(
 # --- 25: late results -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [1, 4])
-def test_a_worker_that_was_replaced_writes_nothing_more(
-    phases: Phases, tmp_path: Path, ledger: Ledger, at: int
-) -> None:
+def _late_group(phases: Phases, folder: Path, at: int) -> None:
     """The old group is held at an update while a new one is started; then both go on."""
-    step_dir = tmp_path / "step"
+    step_dir = folder / "step"
     spec = phases.spec("pretrain", 0)
     raise_fence(step_dir, "old")
     clock = iter(range(10**6))
@@ -271,17 +268,34 @@ def test_a_worker_that_was_replaced_writes_nothing_more(
         return False
 
     fence = Fence(step_dir, "old", clock=lambda: float(next(clock) * 2))
+    context = replace(PhaseContext.alone(step_dir), should_stop=old_should_stop)
+    with pytest.raises(SupersededError):
+        find_phase("pretrain")(spec, context)
+    alone = PhaseContext.alone(folder / "alone")
+    expected = find_phase("pretrain")(spec, alone)
+    found = load_result(step_dir / "result.json")
+    assert found is not None
+    assert found.metrics == expected.metrics
+    crc = [zlib.crc32((p / "weights.pt").read_bytes()) for p in (step_dir, folder / "alone")]
+    assert crc[0] == crc[1]
 
-    def check() -> None:
-        context = replace(PhaseContext.alone(step_dir), should_stop=old_should_stop)
-        with pytest.raises(SupersededError):
-            find_phase("pretrain")(spec, context)
-        alone = PhaseContext.alone(tmp_path / "alone")
-        expected = find_phase("pretrain")(spec, alone)
-        found = load_result(step_dir / "result.json")
-        assert found is not None
-        assert found.metrics == expected.metrics
-        crc = [zlib.crc32((p / "weights.pt").read_bytes()) for p in (step_dir, tmp_path / "alone")]
-        assert crc[0] == crc[1]
 
-    survived(ledger, 25, "old group goes on beside the new one", check)
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_worker_that_was_replaced_writes_nothing_more(
+    phases: Phases, tmp_path: Path, ledger: Ledger, at: int
+) -> None:
+    survived(
+        ledger,
+        25,
+        "old group goes on beside the new one",
+        lambda: _late_group(phases, tmp_path, at),
+    )
+
+
+def test_without_the_fence_the_replaced_worker_goes_on(
+    phases: Phases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: the test above fails when the fence looks at nothing."""
+    monkeypatch.setattr(Fence, "check", lambda self: None)
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        _late_group(phases, tmp_path, 1)

@@ -235,6 +235,18 @@ def test_lost_workers_are_started_again_and_each_restart_is_told(tmp_path: Path)
     assert "rank 2: The actor died" in told[1].reason
 
 
+def test_who_takes_a_lost_worker_for_a_defect_starts_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: it is the class of the loss that starts the group again."""
+    monkeypatch.setattr("orchestrator.retries._LOST", set())
+    monkeypatch.setattr("orchestrator.retries._COLLATERAL", ())
+    group = Group(dead(), dead(2))
+    with pytest.raises(GroupLostError, match="the same input would raise it again"):
+        run(tmp_path, group, ClusterConfig(), lambda: [{"CPU": 8.0}], [])
+    assert group.asked == [4]
+
+
 def test_a_spent_budget_ends_it_with_the_class(tmp_path: Path) -> None:
     cluster = ClusterConfig(retries=RetriesConfig(infrastructure=2))
     group = Group(*(dead() for _ in range(9)))
@@ -326,3 +338,12 @@ def test_a_silent_head_counts_as_lost_after_a_while_and_a_short_silence_does_not
     assert after(3) == ""
     assert after(19) == ""
     assert "10.0.0.1:6379" in after(3)
+
+
+def test_a_head_watch_that_believes_everything_notices_nothing() -> None:
+    """Negative control: it is the silence that counts, not the time."""
+    now = [0.0]
+    watch = HeadWatch("10.0.0.1:6379", answers=lambda _: True, clock=lambda: now[0])
+    for _ in range(100):
+        now[0] += 3.0
+        assert watch.look() == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,20 +42,29 @@ def test_without_patience_it_never_bites(tmp_path: Path) -> None:
     assert ended == []
 
 
-def test_the_thread_ends_a_process_that_hangs(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
+def hang(stacks: Path, broken: str = "") -> int:
+    """A process that makes no progress for 8 s under a watchdog of 1 s; how it ended."""
     code = (
         "import sys, time; from pathlib import Path; from trainers.watchdog import Watchdog\n"
+        f"{broken}\n"
         "Watchdog(1.0, Path(sys.argv[1])).start()\n"
-        "time.sleep(60)"
+        "time.sleep(8)"
     )
-    path = tmp_path / "stacks.txt"
     root = Path(__file__).resolve().parents[2]
-    ended = subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, timeout=50)
-    assert ended.returncode == HANG_EXIT_CODE
+    return subprocess.run([sys.executable, "-c", code, str(stacks)], cwd=root).returncode
+
+
+def test_the_thread_ends_a_process_that_hangs(tmp_path: Path) -> None:
+    path = tmp_path / "stacks.txt"
+    assert hang(path) == HANG_EXIT_CODE
     assert "no update for 1 s" in path.read_text()
+
+
+def test_a_watchdog_that_is_asleep_lets_it_hang(tmp_path: Path) -> None:
+    """Negative control: what ends the process above is the look, and nothing else."""
+    path = tmp_path / "stacks.txt"
+    assert hang(path, "Watchdog.look = lambda self: False") == 0
+    assert not path.exists()
 
 
 def test_a_group_that_was_replaced_may_not_write(tmp_path: Path) -> None:
@@ -66,6 +77,16 @@ def test_a_group_that_was_replaced_may_not_write(tmp_path: Path) -> None:
     with pytest.raises(SupersededError):
         first.check()
     Fence(tmp_path, "second", clock=clock).check()
+
+
+def test_a_fence_that_nobody_raised_stops_nobody(tmp_path: Path) -> None:
+    """Negative control: the refusal above comes from the second group's token."""
+    clock = Clock()
+    raise_fence(tmp_path, "first")
+    first = Fence(tmp_path, "first", clock=clock)
+    first.check()
+    clock.now = 2.0
+    first.check()
 
 
 def test_a_phase_that_runs_alone_has_no_fence(tmp_path: Path) -> None:
