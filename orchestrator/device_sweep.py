@@ -100,6 +100,7 @@ def sweep_devices(
             folder=folder,
             key=key,
             concurrent=max(1, int(total(nodes, "CPU"))),
+            retries=session.config.cluster.retries,
         )
     return _keep(session, step, key, folder, outcome, tables, started - began)
 

@@ -193,6 +193,16 @@ def decide(
     )
 
 
+def task_options(budget: RetriesConfig) -> dict[str, int | bool]:
+    """The same classes as Ray's options of a task, which Ray itself starts again.
+
+    A lost process, node or connection counts against the infrastructure budget (a preempted node
+    does not, by Ray's own rule), and what the task raised is never tried again. Memory that ran out
+    has a budget of Ray's, set in ``cluster.set_environment``.
+    """
+    return {"max_retries": budget.infrastructure, "retry_exceptions": False}
+
+
 def backoff_s(restart: int, budget: RetriesConfig, draw: float) -> float:
     """Seconds before restart number ``restart`` (from 0): doubled each time, half of it drawn."""
     full = min(budget.first_wait_s * 2.0 ** min(restart, 60), budget.longest_wait_s)

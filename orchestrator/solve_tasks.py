@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.cells import Cell
 from orchestrator.config_schema import SearchConfig
+from orchestrator.retries import RetriesConfig, task_options
 from solvers.accounting import accounting_named
 from solvers.batch import Question, Tables, answer
 from solvers.policy import Policy, make_policy
@@ -131,6 +132,7 @@ def solve_on_cluster(
     items: Sequence[Any],
     per_task: int,
     keep: Callable[[Sequence[Policy]], None],
+    retries: RetriesConfig | None = None,
 ) -> Results:
     """Solve items in tasks of ``per_task`` on the connected cluster.
 
@@ -141,6 +143,7 @@ def solve_on_cluster(
         per_task: solves in one task.
         keep: gets the policies of each task when it ends, while the others still solve: writing
             two thousand files at the end would leave every core waiting for the disk.
+        retries: how often a task that lost its worker is started again; None = the defaults.
 
     Returns:
         One row per item, in order.
@@ -149,7 +152,8 @@ def solve_on_cluster(
 
     # Trials hold 0.01 CPU each: tasks of a whole CPU would leave one core of every node idle.
     # SPREAD also leaves the placement group of the Tune trial that asks, which has 0.01 CPU.
-    task = ray.remote(num_cpus=TASK_CPUS, max_retries=5, scheduling_strategy="SPREAD")(body)
+    again = task_options(retries or RetriesConfig())
+    task = ray.remote(num_cpus=TASK_CPUS, scheduling_strategy="SPREAD", **again)(body)
     batches = [items[i : i + per_task] for i in range(0, len(items), per_task)]
     results = []
     # In the order asked, not of completion: which task certifies a policy must not be chance.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cells import Cell
+from orchestrator.retries import RetriesConfig
 from orchestrator.solve_tasks import Body, SweepTables, solve_on_cluster
 from orchestrator.trials import run_trials
 from solvers.batch import Question
@@ -96,6 +97,7 @@ def run_sweep(
     folder: Path,
     key: str,
     concurrent: int,
+    retries: RetriesConfig | None = None,
 ) -> SweepOutcome:
     """Answer every chunk under Ray Tune on the connected cluster.
 
@@ -106,6 +108,7 @@ def run_sweep(
         folder: where answers and Tune's state go.
         key: hash of everything that decides the answers.
         concurrent: trials at once.
+        retries: how often lost tasks are started again; None = the defaults.
 
     Raises:
         RuntimeError: a trial failed; its answers are missing.
@@ -113,7 +116,7 @@ def run_sweep(
     began = time.perf_counter()
     missing = [c for c in chunks if not answers_path(folder, c).exists()]
     if missing:
-        _run_trials(missing, body, tables, folder, key, concurrent)
+        _run_trials(missing, body, tables, folder, key, concurrent, retries)
     return SweepOutcome(
         results=merge_results([load_results(answers_path(folder, c)) for c in chunks]),
         num_trials=len(missing),
@@ -147,6 +150,7 @@ def _run_trials(
     folder: Path,
     key: str,
     concurrent: int,
+    retries: RetriesConfig | None,
 ) -> None:
     import ray
 
@@ -157,7 +161,7 @@ def _run_trials(
     def work(name: str) -> dict[str, int]:
         chunk = by_name[name]
         results = solve_on_cluster(
-            body, tables_ref, chunk.items, per_task, keep=lambda found: _keep(folder, found)
+            body, tables_ref, chunk.items, per_task, lambda found: _keep(folder, found), retries
         )
         # Policies first, answers last: the answers' file says the chunk is done.
         save_results(answers_path(folder, chunk), results)

@@ -166,6 +166,7 @@ def _solve(
         folder=session.store.step_dir(step.name),
         key=step.key,
         concurrent=num_cpus,
+        retries=session.config.cluster.retries,
     )
     session.ledger.add("solve", min(outcome.solve_wall_s, outcome.wall_s))
     session.ledger.add("Ray Tune", max(0.0, outcome.wall_s - outcome.solve_wall_s))

@@ -11,6 +11,7 @@ from benchmarks.instances import CHOICES, indicators
 from benchmarks.networks import resnet18
 from orchestrator.config_schema import SearchConfig
 from orchestrator.device_sweep import device_questions
+from orchestrator.retries import RetriesConfig
 from orchestrator.solve_tasks import SweepTables, answer_questions, solve_on_cluster
 from orchestrator.sweep import _keep
 from solvers.devices import generate_devices
@@ -24,6 +25,8 @@ def fake_ray(monkeypatch):
     log = []
 
     def remote(**options):
+        log.append((options["max_retries"], options["retry_exceptions"]))
+
         def of(body):
             def submit(*arguments):
                 log.append("submitted")
@@ -57,7 +60,10 @@ def test_rows_stay_in_order_and_policies_are_kept_as_tasks_end(fake_ray, tmp_pat
         fake_ray.append("kept")
         _keep(tmp_path, policies)
 
-    results = solve_on_cluster(answer_questions, tables, questions, 3, keep)
+    retries = RetriesConfig(infrastructure=7)
+    results = solve_on_cluster(answer_questions, tables, questions, 3, keep, retries)
+    # A lost worker's task is started again by its budget; what a task raised is not.
+    assert fake_ray.pop(0) == (7, False)
     assert fake_ray == ["submitted"] * 3 + ["got", "kept"] * 3
     assert [row.label for row in results.rows] == [q.label for q in questions]
     direct = answer_questions(tables, questions).results
