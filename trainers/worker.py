@@ -91,7 +91,7 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
 def _log_to(path: Path, secrets: Sequence[str] = ()) -> None:
     """To stderr, which Ray keeps on this node, and to a file that outlives the node."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handlers = [logging.StreamHandler(), logging.FileHandler(path)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path)]
     for handler in handlers:
         handler.setFormatter(_Discreet(secrets))
     logging.basicConfig(
