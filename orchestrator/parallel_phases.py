@@ -113,7 +113,12 @@ def _launch_all(
         session,
         [step for step, _ in missing],
         lambda: run_trials(
-            list(by_name), work, folder=run_dir / "ray", label="phases", concurrent=concurrent
+            list(by_name),
+            work,
+            folder=run_dir / "ray",
+            label="phases",
+            concurrent=concurrent,
+            retries=settings.retries,
         ),
         lost=cluster.lost,
     )

@@ -108,7 +108,7 @@ def run_sweep(
         folder: where answers and Tune's state go.
         key: hash of everything that decides the answers.
         concurrent: trials at once.
-        retries: how often lost tasks are started again; None = the defaults.
+        retries: how often lost tasks and trials are started again; None = the defaults.
 
     Raises:
         RuntimeError: a trial failed; its answers are missing.
@@ -167,7 +167,14 @@ def _run_trials(
         save_results(answers_path(folder, chunk), results)
         return {"solves": len(results.rows)}
 
-    run_trials(list(by_name), work, folder=folder, label=f"sweep-{key[:12]}", concurrent=concurrent)
+    run_trials(
+        list(by_name),
+        work,
+        folder=folder,
+        label=f"sweep-{key[:12]}",
+        concurrent=concurrent,
+        retries=retries,
+    )
 
 
 def _keep(folder: Path, policies: Sequence[Policy]) -> None:

@@ -4,15 +4,30 @@ Tune spends 30 to 1,500 ms on a trial, so a trial is something that takes second
 chunk of solves, or a whole training phase. The trial itself asks for almost nothing and gets its
 work done by tasks or workers of its own. What it leaves is a file, and which files are missing
 decides what runs: Tune's own memory of finished trials is not relied on, because after a kill of
-the driver Tune runs some of them again.
+the driver Tune runs some of them again. Nor is its way of trying again, which knows no classes:
+trials whose process or node was lost are run anew here, by the budgets of ``retries``.
 """
 
 from __future__ import annotations
 
+import logging
+import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from orchestrator.launch import losses_of
+from orchestrator.retries import FailureClass, RetriesConfig, decide
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[str], Mapping[str, Any]]
+# What the trials that ended well returned, by name, and what the others failed with: of a trial
+# that was lost before its first report, Tune does not say which it was.
+Ended = tuple[dict[str, dict[str, Any]], list[Exception]]
+Fit = Callable[[Sequence[str], Work], Ended]
 
 # A trial waits for its tasks or workers; it must not hold a core that they need.
 TRIAL_CPUS = 0.01
@@ -20,48 +35,82 @@ TRIAL_CPUS = 0.01
 
 def run_trials(
     names: Sequence[str],
-    work: Callable[[str], Mapping[str, Any]],
+    work: Work,
     *,
     folder: Path,
     label: str,
     concurrent: int,
     resources: Mapping[str, float] | None = None,
+    retries: RetriesConfig | None = None,
+    fit: Fit | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, dict[str, Any]]:
     """Run ``work(name)`` for every name on the connected cluster.
 
     Args:
         names: of the trials.
-        work: returns small plain values; files carry the rest.
+        work: returns small plain values; files carry the rest, and what is there is not done twice.
         folder: where Tune keeps its state.
         label: beginning of the experiment's name.
         concurrent: trials at once.
         resources: what a trial asks for besides a hundredth of a CPU, e.g. a certain node.
+        retries: how often trials whose process was lost are run again, by class of the loss; None =
+            the defaults. What the work raised is not tried again.
+        fit: runs trials once; None = Ray Tune.
+        sleep: waits.
 
     Returns:
         Name -> what its work returned.
 
     Raises:
-        RuntimeError: a trial failed.
+        RuntimeError: a trial failed for good.
     """
+    run_once = fit or _tune(folder, label, concurrent, resources)
+    budget, spent = retries or RetriesConfig(), Counter[FailureClass]()
+    found: dict[str, dict[str, Any]] = {}
+    left = list(names)
+    while True:
+        returned, errors = run_once(left, work)
+        found |= returned
+        if not errors:
+            return {name: found[name] for name in names}
+        left = [name for name in names if name not in found]
+        decisions = [
+            decide(losses_of(error), spent, budget, num_workers=1, draw=random.random())
+            for error in errors
+        ]
+        for error, decision in zip(errors, decisions, strict=True):
+            if not decision.again:
+                raise RuntimeError(
+                    f"{len(errors)} of {len(names)} trials failed: {error}"
+                ) from error
+        spent.update({decision.failure for decision in decisions})
+        log.warning("%d trials again: %s", len(left), decisions[0].reason)
+        sleep(max(decision.wait_s for decision in decisions))
+
+
+def _tune(folder: Path, label: str, concurrent: int, resources: Mapping[str, float] | None) -> Fit:
+    """Runs trials once under Ray Tune."""
     from ray import tune
 
-    def trial(config: dict[str, Any]) -> None:
-        tune.report({**work(config["name"]), "name": config["name"]})
+    def fit(names: Sequence[str], work: Work) -> Ended:
+        def trial(config: dict[str, Any]) -> None:
+            tune.report({**work(config["name"]), "name": config["name"]})
 
-    tuner = tune.Tuner(
-        tune.with_resources(trial, {"CPU": TRIAL_CPUS, **(resources or {})}),
-        param_space={"name": tune.grid_search(list(names))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
-        run_config=tune.RunConfig(
-            # Never a name that was used before: Tune lets two experiments of one name destroy
-            # each other.
-            name=f"{label}-{time.time_ns()}",
-            storage_path=str(folder / "tune"),
-            verbose=0,
-        ),
-    )
-    grid = tuner.fit()
-    errors = [str(result.error) for result in grid if result.error is not None]
-    if errors:
-        raise RuntimeError(f"{len(errors)} of {len(names)} trials failed: {errors[0]}")
-    return {result.metrics["name"]: dict(result.metrics) for result in grid}
+        tuner = tune.Tuner(
+            tune.with_resources(trial, {"CPU": TRIAL_CPUS, **(resources or {})}),
+            param_space={"name": tune.grid_search(list(names))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
+            run_config=tune.RunConfig(
+                # Never a name that was used before: Tune lets two experiments of one name destroy
+                # each other.
+                name=f"{label}-{time.time_ns()}",
+                storage_path=str(folder / "tune"),
+                verbose=0,
+            ),
+        )
+        grid = list(tuner.fit())
+        returned = {r.metrics["name"]: dict(r.metrics) for r in grid if r.error is None}
+        return returned, [r.error for r in grid if r.error is not None]
+
+    return fit
