@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from rich.box import SIMPLE
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator.results import NOT_RECORDED, ResultRow, Results, bitops_text, skipped_text
@@ -17,6 +17,7 @@ COLUMNS = (
 )  # fmt: skip
 NUMERIC = {"alpha", "W bits", "A bits", "BitOps", "size", "top-1 %", "drop", "search"}
 _NONE = "-"
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def result_cells(results: Results, rows: Sequence[ResultRow]) -> list[tuple[str, ...]]:
@@ -47,16 +48,32 @@ def print_results(results: Results, console: Console | None = None) -> None:
 def terminal_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console
 ) -> None:
-    """Print a table; lines are as long as they must be, since a cut number is a wrong one."""
-    table = Table(title=title, box=SIMPLE, title_justify="left", pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in NUMERIC else "left", no_wrap=True)
-    for cells in rows:
-        table.add_row(*map(Text, cells))
-    wide = console.options.update(max_width=10_000)
-    width = console.measure(table, options=wide).maximum
-    console.width = max(width, console.width)
-    console.print(table)
+    """Print a table; lines are as long as they must be, since a cut number is a wrong one.
+
+    The same characters as rich's ``Table`` in box ``SIMPLE``, which styles every cell: of a
+    comparison of 500 runs it took 8.6 of 10.2 CPU seconds.
+    """
+    lines = [tuple(columns), *[tuple(map(_one_line, cells)) for cells in rows]]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    at_right = [name in NUMERIC for name in columns]
+    head, *body = [f" {'   '.join(map(_padded, cells, widths, at_right))} " for cells in lines]
+    width = sum(widths) + 3 * (len(widths) - 1) + 2
+    blank = " " * width
+    for line in Text(title).wrap(console, width):
+        console.out(_padded(line.plain, width), style="table.title", highlight=False)
+    console.out(blank, highlight=False)
+    console.out(head, style="table.header", highlight=False)
+    console.out("\n".join([f" {'─' * (width - 2)} ", *body, blank]), highlight=False)
+
+
+def _one_line(cell: str) -> str:
+    """Text that moves no cursor and sets no colour."""
+    return _CONTROLS.sub(" ", cell)
+
+
+def _padded(cell: str, width: int, at_right: bool = False) -> str:
+    room = " " * (width - cell_len(cell))
+    return room + cell if at_right else cell + room
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

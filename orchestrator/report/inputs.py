@@ -105,7 +105,10 @@ class RunInputs:
 
 
 def read_inputs(
-    store: RunStore, view: JournalView, known: dict[str, Policy] | None = None
+    store: RunStore,
+    view: JournalView,
+    known: dict[str, Policy] | None = None,
+    parsed: dict[str, dict[str, Any]] | None = None,
 ) -> RunInputs:
     """Everything a report of one run needs.
 
@@ -114,6 +117,7 @@ def read_inputs(
         view: its journal.
         known: policies that other runs had; the same id is the same bits, so they are not read
             again. New ones are added.
+        parsed: configurations of other runs, as ``read_config`` takes them.
     """
     records = newest_records(view)
     results = results_of(store.name, records)
@@ -122,7 +126,7 @@ def read_inputs(
     return RunInputs(
         store=store,
         view=view,
-        config=read_config(store, lacks),
+        config=read_config(store, lacks, parsed),
         records=records,
         results=results,
         costs=next((costs for costs in found if costs is not None), None),

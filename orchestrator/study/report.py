@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from orchestrator.compare.inputs import ComparedRun, ReadRuns, read_runs
@@ -41,6 +42,7 @@ from orchestrator.study.results import (
     study_values,
 )
 from solvers.atomic import write_atomically
+from solvers.policy import Policy
 
 # Importance tables take milliseconds each; beyond this many runs the first ones stand for all.
 MAX_PROXY_RUNS = 30
@@ -200,8 +202,10 @@ def _stability(read: ReadRuns) -> str:
 
 def _proxies(read: ReadRuns) -> str:
     taus: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    known: dict[str, Policy] = {}
+    parsed: dict[str, dict[str, Any]] = {}
     for run in read.runs[:MAX_PROXY_RUNS]:
-        inputs = read_inputs(run.store, run.view)
+        inputs = read_inputs(run.store, run.view, known, parsed)
         measured = inputs.measured()
         for each in inputs.importance:
             points = proxy_points(each.source, each.table, each.alpha, measured)

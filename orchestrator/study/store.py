@@ -171,9 +171,10 @@ def seeds_of(stores: Sequence[RunStore]) -> dict[int, str]:
         StoreError: two runs have one name or one seed, or a configuration cannot be read.
     """
     found: dict[int, str] = {}
+    parsed: dict[str, dict[str, Any]] = {}
     for store in stores:
         lacks: list[str] = []
-        seed = read_config(store, lacks).get("seed")
+        seed = read_config(store, lacks, parsed).get("seed")
         if not isinstance(seed, int):
             raise StoreError(f"run {store.name!r} says no seed", str(store.config_path),
                              "; ".join(lacks))  # fmt: skip

@@ -1,16 +1,26 @@
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from orchestrator import events
 from orchestrator.journal import JournalView, read_journal
 from orchestrator.records import RunRecord, State
-from orchestrator.report.cells_text import escaped, markdown_table, result_cells
+from orchestrator.report.cells_text import (
+    escaped,
+    markdown_table,
+    result_cells,
+    terminal_table,
+)
 from orchestrator.report.write import write_report
 from orchestrator.results import NOT_TRAINED, bitops_text, out_of_reach, results_of
 from orchestrator.runs import newest_records, run_status
@@ -188,6 +198,32 @@ def test_a_run_without_results_has_a_report_that_says_so(tmp_path: Path) -> None
     text = store.report_path.read_text()
     assert "None: nothing was trained." in text
     assert "INFEASIBLE" in text
+
+
+def test_a_printed_table_is_what_richs_own_would_be(tmp_path: Path) -> None:
+    columns = ("method", "size", "layers")
+    rows = [("[b]limpq[/b]", "1.23", "a, b"), ("", "12,345", "\u65e5\u672c  x"), ("x", "-", "")]
+    title = "a title that is longer than its table is wide, so it takes lines of its own"
+    printed = []
+    for own in (True, False):
+        text = io.StringIO()
+        console = Console(file=text, width=20)
+        if own:
+            terminal_table(title, columns, rows, console)
+        else:
+            table = Table(title=title, box=SIMPLE, title_justify="left", pad_edge=False)
+            for name in columns:
+                side: Any = "right" if name == "size" else "left"
+                table.add_column(name, justify=side, no_wrap=True)
+            for cells in rows:
+                table.add_row(*map(Text, cells))
+            console.width = 200
+            console.print(table)
+        printed.append(text.getvalue())
+    assert printed[0] == printed[1]
+    text = io.StringIO()
+    terminal_table("t", ("method",), [("two\nlines \x1b[31m",)], Console(file=text))
+    assert " two lines  [31m " in text.getvalue()
 
 
 def test_text_from_outside_stays_text_in_markdown() -> None:
