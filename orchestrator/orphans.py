@@ -48,8 +48,8 @@ def orphans_ended(*, supported: bool = sys.platform == "linux") -> Iterator[Call
     Yields:
         What to call when the cluster has started: notes its processes.
 
-    Elsewhere than on Linux, whose ``/proc`` and handles of processes this needs, Ray's own means
-    are all there is.
+    Elsewhere than on Linux 5.3 or newer, whose ``/proc`` and handles of processes this needs,
+    Ray's own means are all there is.
     """
     if not supported:
         yield lambda: None
