@@ -9,7 +9,8 @@ from orchestrator.figures.methods import legend, legend_height, method_styles
 from orchestrator.figures.svg import Canvas, Drawing, Scale, spread
 
 _WIDTH, _PLOT = 520.0, 270.0
-_LINES = ("limpq", "metamix", "uniform")
+_SEARCHED = ("limpq", "metamix")
+_LINES = (*_SEARCHED, "uniform")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +123,7 @@ def accuracy_figure(
             if len(line) > 1:
                 way = [(xs.at(p.cost), ys.at(p.top1)) for p in line]
                 canvas.path(way, colour, "6 4" if method == "uniform" else "")
-    for point in sorted(points, key=lambda p: p.method in _LINES):
+    for point in sorted(points, key=lambda p: p.method not in _SEARCHED):
         colour, marker = styles[point.method]
         x, y = xs.at(point.cost), ys.at(point.top1)
         if point.low is not None and point.high is not None:
@@ -130,7 +131,7 @@ def accuracy_figure(
                         f"stroke:var(--{colour});stroke-width:1.4")  # fmt: skip
         told = f"{point.method} {point.label}: {point.top1:.2f} % at {point.cost:,.5g} {unit}"
         # Two methods may end at the same bits: the searched one shows as a rim around the other.
-        size = 7.0 if point.method in ("limpq", "metamix") else 5.0
+        size = 7.0 if point.method in _SEARCHED else 5.0
         canvas.marker(marker, x, y, colour, told + (" (reported)" if point.reported else ""),
                       size, hollow=point.reported)  # fmt: skip
     for bound in crosses:

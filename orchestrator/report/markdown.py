@@ -9,26 +9,15 @@ from typing import Any
 
 from orchestrator import events
 from orchestrator.journal import JournalView
-from orchestrator.ledger import USEFUL, overhead_share
 from orchestrator.records import EVIDENCE, RunRecord, State
 from orchestrator.report.cells_text import COLUMNS, escaped, markdown_table, result_cells
 from orchestrator.report.inputs import RunInputs
 from orchestrator.report.run_page import not_run_lines
+from orchestrator.report.time_spent import COLUMNS as TIME_COLUMNS
+from orchestrator.report.time_spent import time_spent
 from orchestrator.results import Results, skipped_text
 from orchestrator.runs import last_event
 from orchestrator.store import RunStore
-
-# What each share of the wall time that is not training, evaluating or solving is spent on.
-_EXPLAINED: Mapping[str, str] = {
-    "plan": "imports, tracing the network, checking limits",
-    "Ray start and stop": "the local Ray cluster; nothing on a cluster that is up",
-    "worker start and stop": "worker processes: start, imports, process group, shutdown",
-    "set-up in the workers": "reading images, building and wrapping networks, checkpoints",
-    "MLflow": "waiting for the mirror at the end",
-    "Ray Tune": "Tune's own time around the solves",
-    "report": "tables and figures",
-    "other": "everything else in the driver",
-}
 
 
 def markdown(run: RunInputs, figures: Mapping[str, Path]) -> str:
@@ -143,28 +132,13 @@ def _evidence(records: Sequence[RunRecord]) -> str:
 
 
 def _time(view: JournalView) -> str:
-    finished = last_event(view, events.RUN_FINISHED)
-    spent = dict(finished.data.get("spent", {})) if finished else {}
-    total = sum(spent.values())
-    if not total:
-        return "## Where the time went\n\nThe run has not finished, so its time is not accounted."
-    ordered = sorted(spent.items(), key=lambda item: (item[0] not in USEFUL, -item[1]))
-    rows = [
-        (name, f"{wall_s:.1f} s", f"{100 * wall_s / total:.1f} %",
-         "what the run is for" if name in USEFUL else _EXPLAINED.get(name, ""))
-        for name, wall_s in ordered
-    ]  # fmt: skip
-    attempts = sum(e.kind == events.RUN_STARTED for e in view.entries)
-    scope = "" if attempts == 1 else f" Of the last of {attempts} attempts only."
-    share = 100 * overhead_share(spent)
-    return "\n\n".join(
-        [
-            "## Where the time went",
-            f"{total:.1f} s of wall time, of which {share:.1f} % is not training, evaluating or "
-            f"solving.{scope}",
-            markdown_table(("share", "wall time", "part", "what it is"), rows),
-        ]
-    )
+    told, rows = time_spent(view)
+    parts = [
+        "## Where the time went",
+        told,
+        *([markdown_table(TIME_COLUMNS, rows)] if rows else []),
+    ]
+    return "\n\n".join(parts)
 
 
 def _not_run(run: RunInputs) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from orchestrator import events
 from orchestrator.compare.proxies import tau_text
 from orchestrator.figures.cost import AMORTISED_COLUMNS, amortised_rows, seconds_text
 from orchestrator.figures.svg import Drawing
-from orchestrator.ledger import USEFUL, overhead_share
 from orchestrator.records import EVIDENCE, RunRecord, State
 from orchestrator.report.cells_text import COLUMNS, NUMERIC, result_cells
 from orchestrator.report.costs import METERS, amortised, search_parts
@@ -23,6 +22,9 @@ from orchestrator.report.literature import (
     reported_cells,
 )
 from orchestrator.report.page import Section, cards, figures, page
+from orchestrator.report.time_spent import COLUMNS as TIME_COLUMNS
+from orchestrator.report.time_spent import NUMERIC as TIME_NUMERIC
+from orchestrator.report.time_spent import time_spent
 from orchestrator.results import NOT_TRAINED, ResultRow, skipped_text
 from orchestrator.runs import last_event
 
@@ -227,21 +229,9 @@ def _reported(reported: Reported) -> str:
 
 
 def _time(run: RunInputs) -> str:
-    finished = last_event(run.view, events.RUN_FINISHED)
-    spent: Mapping[str, float] = dict(finished.data.get("spent", {})) if finished else {}
-    total = sum(spent.values())
-    if not total:
-        return paragraph("The run has not finished, so its time is not accounted.")
-    ordered = sorted(spent.items(), key=lambda item: (item[0] not in USEFUL, -item[1]))
-    rows = [(name, seconds_text(s), f"{100 * s / total:.1f} %",
-             "what the run is for" if name in USEFUL else "") for name, s in ordered]  # fmt: skip
-    attempts = sum(e.kind == events.RUN_STARTED for e in run.view.entries)
-    scope = "" if attempts == 1 else f" Of the last of {attempts} attempts only."
-    share = 100 * overhead_share(dict(spent))
-    told = f"{seconds_text(total)} of wall time, of which {share:.1f} % is not training, "
-    told += f"evaluating or solving.{scope}"
-    columns = ("share", "wall time", "part", "")
-    return paragraph(told) + html_table(columns, rows, numeric=frozenset(columns[1:3]))
+    told, rows = time_spent(run.view)
+    table = html_table(TIME_COLUMNS, rows, numeric=TIME_NUMERIC) if rows else ""
+    return paragraph(told) + table
 
 
 def _not_run(run: RunInputs, reported: Reported) -> str:

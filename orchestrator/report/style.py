@@ -45,7 +45,7 @@ _PAGE = """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.55 FONT}
-.wrap{max-width:1120px;margin:0 auto;padding:0 20px 64px}
+.wrap{max-width:1200px;margin:0 auto;padding:0 20px 64px}
 header{padding:36px 0 8px}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.8rem;border-top:1px solid var(--line)}
@@ -68,9 +68,11 @@ section{scroll-margin-top:44px}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px;margin:.8rem 0}
 table{border-collapse:collapse;width:100%;font-size:.86rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;padding:8px 10px;color:var(--muted)}
-th,td{padding:5px 10px;text-align:left;white-space:nowrap;border-bottom:1px solid var(--grid)}
+th,td{padding:5px 8px;text-align:left;white-space:nowrap;border-bottom:1px solid var(--grid)}
 th{background:var(--panel);font-weight:600}
 td.n,th.n{text-align:right}
+.scroll td:first-child{position:sticky;left:0;background:var(--paper)}
+.scroll th:first-child{position:sticky;left:0}
 tr:last-child td{border-bottom:0}
 tr.first td{border-top:2px solid var(--line)}
 tr.bad td{color:var(--red)}
