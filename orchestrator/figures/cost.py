@@ -171,3 +171,4 @@ AMORTISED_COLUMNS: Mapping[str, str] = {
     "method": "", "paid once": "n", "every device": "n", "1 device": "n", "10": "n", "100": "n",
     "1,000": "n", "10,000": "n",
 }  # fmt: skip
+AMORTISED_NUMERIC = frozenset(name for name, side in AMORTISED_COLUMNS.items() if side)

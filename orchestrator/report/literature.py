@@ -15,6 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.figures.accuracy import AccuracyPoint
 from orchestrator.figures.cost import ReportedCost
 from orchestrator.literature import LiteratureRow, dataset_of, rows_for, rows_named
+from orchestrator.report.escape import html_table
 from orchestrator.results import ResultRow
 
 # A printed cost has three or four figures, and no accounting gives some of them exactly.
@@ -126,3 +127,12 @@ def _gap(row: ResultRow, printed: LiteratureRow) -> float | None:
     if printed.size_mb is not None and row.weight_mib is not None:
         return abs(row.weight_mib / printed.size_mb - 1)
     return None
+
+
+def reported_table(rows: Sequence[LiteratureRow]) -> str:
+    """Markup of what papers report, in the style that sets it apart; empty without rows."""
+    if not rows:
+        return ""
+    numeric = frozenset(REPORTED_COLUMNS[1:-1])
+    cells = [reported_cells(row) for row in rows]
+    return html_table(REPORTED_COLUMNS, cells, numeric=numeric, row_kinds=["lit"] * len(cells))

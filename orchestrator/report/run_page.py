@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 from orchestrator import events
 from orchestrator.compare.proxies import tau_text
-from orchestrator.figures.cost import AMORTISED_COLUMNS, amortised_rows, seconds_text
+from orchestrator.figures.cost import (
+    AMORTISED_COLUMNS,
+    AMORTISED_NUMERIC,
+    amortised_rows,
+    seconds_text,
+)
 from orchestrator.figures.svg import Drawing
 from orchestrator.records import EVIDENCE, RunRecord, State
 from orchestrator.report.cells_text import COLUMNS, NUMERIC, result_cells
@@ -16,10 +21,9 @@ from orchestrator.report.escape import bullets, facts_list, html_table, paragrap
 from orchestrator.report.figures import RunFigures
 from orchestrator.report.inputs import RunInputs
 from orchestrator.report.literature import (
-    REPORTED_COLUMNS,
     Reported,
     paper_cells,
-    reported_cells,
+    reported_table,
 )
 from orchestrator.report.page import Section, cards, figures, page
 from orchestrator.report.time_spent import COLUMNS as TIME_COLUMNS
@@ -167,7 +171,7 @@ def _cost(run: RunInputs, drawn: RunFigures) -> str:
         + paragraph(told.strip(), "note")
         + "<h3>For one device, when a search serves many</h3>"
         + html_table(columns, amortised_rows(parts),
-                     numeric=frozenset(n for n, side in AMORTISED_COLUMNS.items() if side))
+                     numeric=AMORTISED_NUMERIC)
     )  # fmt: skip
 
 
@@ -217,15 +221,11 @@ def _evidence(records: Sequence[RunRecord]) -> str:
 def _reported(reported: Reported) -> str:
     if not reported.every:
         return ""
-    cells = [reported_cells(row) for row in reported.every]
     told = (
         "Read in the papers, measured by their authors on their machines, with their recipes: to "
         "be read beside the results above, not against them to the last digit."
     )
-    numeric = frozenset(REPORTED_COLUMNS[1:-1])
-    return paragraph(told) + html_table(
-        REPORTED_COLUMNS, cells, numeric=numeric, row_kinds=["lit"] * len(cells)
-    )
+    return paragraph(told) + reported_table(reported.every)
 
 
 def _time(run: RunInputs) -> str:

@@ -17,6 +17,7 @@ from orchestrator.compare.runs import STABLE_QUESTION, compare, stability_rows
 from orchestrator.figures.accuracy import AccuracyPoint, accuracy_figure, cost_axes
 from orchestrator.figures.cost import (
     AMORTISED_COLUMNS,
+    AMORTISED_NUMERIC,
     amortised_figure,
     amortised_rows,
     search_cost_figure,
@@ -28,7 +29,7 @@ from orchestrator.report.cells_text import markdown_table
 from orchestrator.report.costs import SearchPart, search_parts
 from orchestrator.report.escape import bullets, esc, facts_list, html_table, paragraph
 from orchestrator.report.inputs import read_inputs
-from orchestrator.report.literature import REPORTED_COLUMNS, reported_cells, reported_for
+from orchestrator.report.literature import reported_for, reported_table
 from orchestrator.report.page import Section, cards, figures, page
 from orchestrator.report.write import PAGE, save_drawings
 from orchestrator.results import out_of_reach
@@ -182,7 +183,7 @@ def _cost(parts: Sequence[SearchPart], drawn: Sequence[Drawing]) -> str:
                      numeric=frozenset({"device time"}))
         + "<h3>For one device, when a search serves many</h3>"
         + html_table(columns, amortised_rows(parts),
-                     numeric=frozenset(n for n, side in AMORTISED_COLUMNS.items() if side))
+                     numeric=AMORTISED_NUMERIC)
     )  # fmt: skip
 
 
@@ -233,11 +234,7 @@ def _proxies(read: ReadRuns) -> str:
 
 
 def _reported(read: ReadRuns) -> str:
-    reported = reported_for(read.runs[0].config).every if read.runs else ()
-    cells = [reported_cells(row) for row in reported]
-    numeric = frozenset(REPORTED_COLUMNS[1:-1])
-    kinds = ["lit"] * len(cells)
-    return html_table(REPORTED_COLUMNS, cells, numeric=numeric, row_kinds=kinds) if cells else ""
+    return reported_table(reported_for(read.runs[0].config).every if read.runs else ())
 
 
 def _not_run(table: StudyTable) -> str:
