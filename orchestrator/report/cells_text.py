@@ -63,7 +63,8 @@ def terminal_table(
         console.out(_padded(line.plain, width), style="table.title", highlight=False)
     console.out(blank, highlight=False)
     console.out(head, style="table.header", highlight=False)
-    console.out("\n".join([f" {'\u2500' * (width - 2)} ", *body, blank]), highlight=False)
+    rule = "\u2500" * (width - 2)
+    console.out("\n".join([f" {rule} ", *body, blank]), highlight=False)
 
 
 def _one_line(cell: str) -> str:
