@@ -44,7 +44,10 @@ def _run(seed: int, better: float) -> dict[str, object]:
         "seed": seed,
         "rows": rows,
         "predictions": {"limpq, learned": {"1": objective}},
-        "search": [{"method": "limpq", "phase": "indicators", "seconds": 20.0, "images": 100.0}],
+        "search": [
+            {"method": "limpq", "seconds": 20.0, "per_device": False, "images": 100.0},
+            {"method": "limpq", "seconds": 0.5, "per_device": True},
+        ],
     }
 
 
@@ -66,7 +69,7 @@ def test_one_seed_decides_nothing(tables: ModuleType) -> None:
 
 def test_search_cost_is_shared_by_devices(tables: ModuleType) -> None:
     line = tables.cost_table([_run(1, 2.0)]).splitlines()[2]
-    assert line == "| limpq | 100 | 0 | 0 | 20.00 | 2.00 | 0.20 | 0.00 |"
+    assert line == "| limpq | 100 | 0 | 0 | 20.50 | 2.50 | 0.70 | 0.50 |"
 
 
 def test_a_changed_table_is_noticed(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,13 @@ def _results(run: RunInputs) -> dict[str, Any]:
         "predictions": predictions,
         "curves": curves,
         "search": [
-            {"method": p.method, "phase": p.part, "seconds": p.device_s, **p.meters}
+            {
+                "method": p.method,
+                "phase": p.part,
+                "seconds": p.device_s,
+                "per_device": p.per_device,
+                **p.meters,
+            }
             for p in search_parts(run.records)
         ],
     }

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+sys.path.insert(0, str(HERE))
 
 import matplotlib as mpl  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from tables import Run, accuracies, cells_of, runs_of  # noqa: E402
+from read_results import Run, accuracies, cells_of, runs_of  # noqa: E402
 
 IMAGES = HERE / "images"
 # The same file from the same numbers.

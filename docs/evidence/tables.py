@@ -8,67 +8,31 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end of NAME -->``.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+from read_results import Run, accuracies, at, cells_of, method_of, runs_of, spoken  # noqa: E402
 
 from orchestrator.compare.statistics import Summary, kendall, paired  # noqa: E402
 
-Run = Mapping[str, Any]
 # What the pages put beside every method, and the order of a table.
 UNIFORM, REVERSED = "uniform_w2a3", "reversed"
 TENSORS = {"weight": "weights", "act": "input"}
+PRICED = ("limpq, initial", "limpq, learned", "fitted, learned")
+METERS = ("images", "forward_passes", "backward_passes")
 DEVICES = (1, 10, 100, 10_000)
-
-
-def runs_of(stem: str) -> list[Run]:
-    """Every committed run whose name starts with ``stem``, by seed."""
-    paths = sorted((HERE / "results").glob(f"{stem}*.json"))
-    return sorted((json.loads(path.read_text()) for path in paths), key=lambda run: run["seed"])
-
-
-def at(runs: Sequence[Run], limits: str) -> list[Run]:
-    """The same runs with the rows of one set of limits alone."""
-    return [{**run, "rows": [r for r in run["rows"] if r["limits"] == limits]} for run in runs]
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table, the first column to the left and the others to the right."""
     line = ["---", *["---:"] * (len(columns) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, line, *rows))
-
-
-def method_of(row: Mapping[str, Any]) -> str:
-    """A row's method as the tables name it: limpq is a method at each alpha."""
-    if row["method"] == "limpq":
-        return f"limpq, alpha {row['alpha']:g}"
-    return str(re.sub(r"^random-\d+$", "random", row["method"]))
-
-
-def spoken(method: str) -> str:
-    """A method's name for people: ``uniform_w2a3`` is uniform W2A3."""
-    return method.replace("uniform_w2a3", "uniform W2A3").replace("uniform_w3a2", "uniform W3A2")
-
-
-def accuracies(runs: Sequence[Run]) -> dict[str, dict[int, float]]:
-    """Method -> seed -> top-1; several random draws of a seed are their mean."""
-    found: dict[str, dict[int, list[float]]] = {}
-    for run in runs:
-        for row in run["rows"]:
-            if row["top1"] is not None:
-                own = found.setdefault(method_of(row), {})
-                own.setdefault(run["seed"], []).append(row["top1"])
-    return {
-        method: {seed: statistics.mean(values) for seed, values in seeds.items()}
-        for method, seeds in found.items()
-    }
 
 
 def interval(found: Summary | None) -> str:
@@ -148,60 +112,58 @@ def bits_table(run: Run) -> str:
     )
 
 
+def marginal_table(runs: Sequence[Run]) -> str:
+    """What one more bit is worth to an importance table, by what a layer reads.
+
+    In a block of this network ``conv1`` reads the residual stream and ``conv2`` an inner ReLU.
+    Values are over that of an inner input from 2 to 3 bits, means over layers and seeds.
+    """
+    rows = []
+    for label in PRICED:
+        cells: list[float] = []
+        for bits in (2, 3):
+            for tensor, suffix in (("act", "conv1"), ("act", "conv2"), ("weight", "")):
+                cells.append(
+                    statistics.mean(
+                        prices[layer, tensor, bits] - prices[layer, tensor, bits + 1]
+                        for run in runs
+                        for prices in [{(r[0], r[1], r[2]): r[3] for r in run["importance"][label]}]
+                        for layer in sorted({key[0] for key in prices if key[0].endswith(suffix)})
+                    )
+                )
+        rows.append((label, *(f"{cell / cells[1]:.2f}" for cell in cells)))
+    kinds = ("stream", "inner", "weights")
+    columns = [f"{kind}, {bits} to {bits + 1} bit" for bits in (2, 3) for kind in kinds]
+    return markdown(("importance", *columns), rows)
+
+
 def cost_table(runs: Sequence[Run]) -> str:
-    """What each method's search paid, the mean over seeds, and its share of one device."""
+    """What each method's search paid, the mean over seeds, and the share of one device of many.
+
+    What serves every device is shared out; what a method does for each device is paid each time.
+    """
     sums: dict[str, list[dict[str, float]]] = {}
     for run in runs:
         own: dict[str, dict[str, float]] = {}
         for part in run["search"]:
             total = own.setdefault(part["method"], {})
-            for name, value in part.items():
-                if name not in ("method", "phase"):
-                    total[name] = total.get(name, 0.0) + value
+            kind = "each" if part["per_device"] else "shared"
+            total[kind] = total.get(kind, 0.0) + part["seconds"]
+            for name in METERS:
+                total[name] = total.get(name, 0.0) + part.get(name, 0.0)
         for method, total in own.items():
             sums.setdefault(method, []).append(total)
     rows = []
-    for method, totals in sorted(sums.items(), key=lambda item: _mean(item[1], "seconds")):
-        seconds = _mean(totals, "seconds")
-        rows.append(
-            (
-                method,
-                *(f"{_mean(totals, name):,.0f}" for name in
-                  ("images", "forward_passes", "backward_passes")),
-                *(f"{seconds / z:,.2f}" for z in DEVICES),
-            )
-        )  # fmt: skip
-    devices = (f"s for {z:,} device{'s' * (z > 1)}, each" for z in DEVICES)
-    return markdown(("method", "images", "forward", "backward", *devices), rows)
+    for method, totals in sorted(sums.items(), key=lambda item: _mean(item[1], "shared")):
+        shared, each = _mean(totals, "shared"), _mean(totals, "each")
+        meters = (f"{_mean(totals, name):,.0f}" for name in METERS)
+        rows.append((spoken(method), *meters, *(f"{shared / z + each:,.2f}" for z in DEVICES)))
+    devices = (f"s a device of {z:,}" for z in DEVICES)
+    return markdown(("method", *(name.replace("_", " ") for name in METERS), *devices), rows)
 
 
 def _mean(totals: Sequence[Mapping[str, float]], name: str) -> float:
     return statistics.mean(total.get(name, 0.0) for total in totals)
-
-
-class Cell(NamedTuple):
-    """One tensor at one width: rises of the loss, and the step size that joint training learned."""
-
-    layer: str
-    rise: float
-    rise_after: float
-    learned: float
-    step: float
-    step_after: float
-
-
-def cells_of(run: Run, step: str, learned: Run, tensor: str, bits: int) -> list[Cell]:
-    """The layers of one measurement at one width, in execution order."""
-    found, columns = run["sensitivity"][step], run["sensitivity"][step]["cells"]
-    known = {(r[0], r[1], r[2]): r[3] for r in learned["importance"]["limpq, learned"]}
-    base = found["metrics"]["full_precision_loss"]
-    names = ("layer", "tensor", "bits", "loss", "loss_after", "step", "step_after")
-    rows = zip(*(columns[name] for name in names), strict=True)
-    return [
-        Cell(layer, loss - base, after - base, known[layer, tensor, bits], first, last)
-        for layer, own, width, loss, after, first, last in rows
-        if own == tensor and width == bits
-    ]
 
 
 def sensitivity_table(run: Run, learned: Run) -> str:
@@ -327,6 +289,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "limpq-25-accuracy": _limpq(accuracy_table),
     "limpq-25-tau": _limpq(tau_table),
     "limpq-25-bits": _limpq(lambda runs: bits_table(runs[0])),
+    "limpq-25-marginal": _limpq(marginal_table),
     "limpq-25-cost": _limpq(cost_table),
     "limpq-25-runs": _limpq(provenance),
 }
