@@ -48,6 +48,7 @@ def accuracy(runs: Sequence[Run]) -> Figure:
 
 def prediction(runs: Sequence[Run], labels: Sequence[tuple[str, str]]) -> Figure:
     """Measured top-1 over the predicted objective, one panel an importance table."""
+    labels = [(label, alpha) for label, alpha in labels if label in runs[0]["predictions"]]
     figure = Figure(figsize=(3.4 * len(labels), 3.2))
     for panel, (label, alpha) in enumerate(labels):
         axes = figure.add_subplot(1, len(labels), panel + 1)
@@ -94,8 +95,8 @@ def main() -> None:
         save(
             prediction(
                 limpq,
-                [("limpq, learned", "2"), ("quantization_error, learned", "1"),
-                 ("fitted, learned", "1")],
+                [("limpq, learned", "0.5"), ("limpq, learned", "2"),
+                 ("quantization_error, learned", "1"), ("fitted, learned", "1")],
             ),
             "limpq-25-prediction",
         )  # fmt: skip
