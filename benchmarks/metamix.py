@@ -33,6 +33,7 @@ from trainers.metamix.config import SearchConfig
 from trainers.metamix.meta_step import MetaStep
 from trainers.metamix.search_step import SearchStep, make_optimizer
 from trainers.metamix.target import make_target
+from trainers.memory import keep_freed_memory
 from trainers.meters import Meter
 from trainers.models import build_model
 from trainers.phases import ModelSpec
@@ -114,6 +115,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as a worker does
     steps = make_steps(options.model, options.side, options.images)
     for name in ("meta", "single", "search"):  # meta first: it starts every step size
         steps[name]()

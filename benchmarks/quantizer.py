@@ -25,6 +25,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from solvers.tables import BitChoices
+from trainers.memory import keep_freed_memory
 from trainers.models import build_model
 from trainers.phases import ModelSpec
 from trainers.quant.options import QuantOptions
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--keep-relu", action="store_true", help="do not merge ReLUs")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    keep_freed_memory()  # as a worker does
     missed = False
     for case in CASES:
         if chosen.network and case.network not in chosen.network:

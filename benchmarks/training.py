@@ -33,6 +33,7 @@ from solvers.tables import BitChoices
 from trainers.distributed import reduce_gradients
 from trainers.limpq.config import IndicatorConfig
 from trainers.limpq.indicators import JointStep
+from trainers.memory import keep_freed_memory
 from trainers.meters import Meter
 from trainers.models import build_model
 from trainers.optim import make_sgd
@@ -123,6 +124,7 @@ def _train_rank(
     rank: int, world_size: int, threads: int, images: int, gate: Any, done: Any
 ) -> None:
     torch.set_num_threads(threads)
+    keep_freed_memory()
     if world_size > 1:
         dist.init_process_group("gloo", rank=rank, world_size=world_size)
     batch = batch_of(images // world_size, 64)
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--network", action="append", help="only this one; may be repeated")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    keep_freed_memory()  # as a worker does
     sys.exit(1 if {"joint": joint, "workers": workers}[chosen.what](chosen) else 0)
 
 
