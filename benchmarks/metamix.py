@@ -28,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from solvers.tables import BitChoices
 from trainers.costs import trace_costs
 from trainers.distillation import TeacherLoss
+from trainers.memory import keep_freed_memory
 from trainers.metamix.architecture import Architecture, units_of
 from trainers.metamix.config import SearchConfig
 from trainers.metamix.meta_step import MetaStep
 from trainers.metamix.search_step import SearchStep, make_optimizer
 from trainers.metamix.target import make_target
-from trainers.memory import keep_freed_memory
 from trainers.meters import Meter
 from trainers.models import build_model
 from trainers.phases import ModelSpec
