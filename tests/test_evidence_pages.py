@@ -36,7 +36,7 @@ def _run(seed: int, better: float) -> dict[str, object]:
     accuracy = {"limpq": 85.0 + better, "reversed": 84.0, "uniform_w2a3": 85.0 + seed / 10}
     rows = [
         {"limits": "x", "method": m, "alpha": 1.0, "policy_id": m, "top1": top1,
-         "mean_weight_bits": 2.0, "mean_act_bits": 3.0}
+         "mean_weight_bits": 2.0, "mean_act_bits": 3.0, "bitops_g": 0.25}
         for m, top1 in accuracy.items()
     ]  # fmt: skip
     objective = dict(zip(accuracy, (1.0, 3.0, 2.0), strict=True))

@@ -64,13 +64,14 @@ def accuracy_table(runs: Sequence[Run], others: Sequence[str] = (UNIFORM, REVERS
                     "uniform_w3a2", "uniform W3A2"
                 ),
                 f"{bits[method]['mean_weight_bits']:.2f} / {bits[method]['mean_act_bits']:.2f}",
+                f"{1e3 * bits[method]['bitops_g']:.1f} M",
                 *(f"{own[seed]:.2f}" if seed in own else "-" for seed in seeds),
                 f"{statistics.mean(own.values()):.2f}",
                 *differences,
             )
         )
     return markdown(
-        ("method", "mean W / A bits", *(f"seed {seed}" for seed in seeds), "mean",
+        ("method", "mean W / A bits", "BitOps", *(f"seed {seed}" for seed in seeds), "mean",
          *(f"less {spoken(other)}" for other in others)),
         rows,
     )  # fmt: skip
