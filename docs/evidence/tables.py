@@ -128,6 +128,7 @@ def marginal_table(runs: Sequence[Run]) -> str:
                     statistics.mean(
                         prices[layer, tensor, bits] - prices[layer, tensor, bits + 1]
                         for run in runs
+                        if label in run["importance"]
                         for prices in [{(r[0], r[1], r[2]): r[3] for r in run["importance"][label]}]
                         for layer in sorted({key[0] for key in prices if key[0].endswith(suffix)})
                     )
