@@ -43,7 +43,11 @@ def main(folders: list[str]) -> None:
         run = read_inputs(store, read_journal(store.journal_path))
         found = {**_facts(run), **_results(run), "sensitivity": _sensitivity(run)}
         target = RESULTS / f"{store.name}.json"
-        target.write_text(json.dumps(_rounded(found), indent=1) + "\n")
+        # A line a key: short files, and a change shows where it is.
+        lines = (
+            f"{json.dumps(key)}: {json.dumps(_rounded(value))}" for key, value in found.items()
+        )
+        target.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         print(f"{target.relative_to(ROOT)}: {len(found['rows'])} rows; lacks {list(run.lacks)}")
 
 
