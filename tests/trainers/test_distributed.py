@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from solvers.tables import BitChoices
+from trainers import distributed
 from trainers.checkpoint import load_tensors, state_hash
 from trainers.data import BatchPlan, load_data
 from trainers.data.augment import AugmentSpec
@@ -175,6 +176,11 @@ def both_ranks(rank: int, folder: Path) -> None:
     parameters, loss = gradients_of_a_batch(12 * rank, 12 * (rank + 1))
     found["reduced"] = reduce_gradients(parameters, loss, stop=rank == 1)
     found["gradients"] = [p.grad for p in parameters]
+    parameters, loss = gradients_of_a_batch(12 * rank, 12 * (rank + 1))
+    bucket, distributed.BUCKET_ENTRIES = distributed.BUCKET_ENTRIES, 100
+    found["reduced in many"] = reduce_gradients(parameters, loss, stop=rank == 1)
+    distributed.BUCKET_ENTRIES = bucket
+    found["gradients of many"] = [p.grad for p in parameters]
     half = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     half.grad = torch.full((2,), 1.0 + rank, dtype=torch.bfloat16)
     reduce_gradients([half], torch.tensor(1.0), stop=False)
@@ -253,6 +259,16 @@ def test_reduced_gradients_are_those_of_the_whole_batch(two):
                 torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-14)
     for mine, other in zip(two[0]["gradients"], two[1]["gradients"], strict=True):
         assert mine is other is None or torch.equal(mine, other)
+
+
+def test_buckets_change_no_bit(two):
+    parameters, _ = gradients_of_a_batch(0, 24)
+    with_gradient = [p for p in parameters if p.grad is not None]
+    assert sum(p.numel() for p in with_gradient) > 300  # more than one bucket of 100
+    for found in two:
+        assert found["reduced in many"] == found["reduced"]
+        for of_many, of_one in zip(found["gradients of many"], found["gradients"], strict=True):
+            assert of_many is of_one is None or torch.equal(of_many, of_one)
 
 
 def test_short_floats_are_reduced_and_stay_short(two):
