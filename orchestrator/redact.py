@@ -15,8 +15,9 @@ from typing import Any
 HIDDEN = "(hidden)"
 # A shorter value would hide half of every text it is part of, and protects nothing.
 _SHORTEST = 6
+# ``indicators.random_pass`` is a pass through the network.
 _SECRET = re.compile(
-    r"pass(word|wd|phrase)?$|secret|credential|api_?key|access_?key|private_?key|(^|[_-])token$"
+    r"(?<!random_)pass(word|wd|phrase)?$|secret|credential|api_?key|access_?key|private_?key|(^|[_-])token$"
     r"|auth|bearer|signature$|(^|[_-])sas$",
     re.IGNORECASE,
 )

@@ -12,11 +12,13 @@ from typing import Any
 import grpc
 import pytest
 
+from orchestrator.config import config_tree, load_config
 from orchestrator.errors import ExitCode, ResourceError, UserError
 from orchestrator.open_cluster import door_of, refuse_open_cluster
 from orchestrator.private import close_umask, ensure_token, make_private
 from orchestrator.redact import HIDDEN, hider, redacted, redacted_arguments, redacted_text
 
+QUICKSTART = Path(__file__).parents[2] / "configs" / "experiments" / "quickstart.yaml"
 CANARY = "canary-%02d-hunter2"
 
 
@@ -64,6 +66,15 @@ def test_counts_and_plain_words_are_kept() -> None:
     tree = {"num_tokens": 5, "tokens": "a b", "author_list": True, "lr": 0.1, "password": None}
     assert redacted(tree)["num_tokens"] == 5
     assert redacted(tree)["lr"] == 0.1
+
+
+def test_nothing_that_the_experiment_file_decides_is_taken_for_a_secret() -> None:
+    tree = config_tree(load_config(QUICKSTART).config)
+    assert tree["indicators"]["random_pass"] == "tied"
+    assert redacted(tree) == tree
+    # A secret's value is hidden wherever it stands, so a plain word must not become one.
+    chosen = load_config(QUICKSTART, ("indicators.random_pass=separate",)).config
+    assert hider(config_tree(chosen))("learned in separate runs") == "learned in separate runs"
     assert hider({"api_key": "ab"})("a table") == "a table"
 
 
