@@ -28,6 +28,7 @@ from solvers.parquet import read_table  # noqa: E402
 from solvers.tables import ImportanceTable  # noqa: E402
 from solvers.transforms import TRANSFORMS, transform  # noqa: E402
 from trainers import sensitivity  # noqa: E402
+from trainers.metamix.tables import DRIFT_COLUMNS, DRIFT_SCHEMA  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = "evidence/1"
@@ -41,7 +42,7 @@ def main(folders: list[str]) -> None:
         path = Path(folder).resolve()
         store = RunStore(path.parent, path.name)
         run = read_inputs(store, read_journal(store.journal_path))
-        found = {**_facts(run), **_results(run), "sensitivity": _sensitivity(run)}
+        found = {**_facts(run), **_results(run), **_evidence(run)}
         target = RESULTS / f"{store.name}.json"
         # A line a key: short files, and a change shows where it is.
         lines = (
@@ -73,8 +74,8 @@ def _facts(run: RunInputs) -> dict[str, Any]:
 def _results(run: RunInputs) -> dict[str, Any]:
     shown = ("method", "alpha", "policy_id", "status", "reason", "mean_weight_bits",
              "mean_act_bits", "bitops_g", "top1", "search_device_s")  # fmt: skip
-    trained = {r.policy_id for r in run.results.rows if r.top1 is not None}
-    bits = {name: p.bits_by_name() for name, p in run.policies.items() if name in trained}
+    shown_ids = {r.policy_id for r in run.results.rows}
+    bits = {name: p.bits_by_name() for name, p in run.policies.items() if name in shown_ids}
     tables = _tables(run)
     predictions = {
         label: {
@@ -129,13 +130,18 @@ def _tables(run: RunInputs) -> dict[str, ImportanceTable]:
     return found
 
 
-def _sensitivity(run: RunInputs) -> dict[str, Any]:
-    found = {}
+def _evidence(run: RunInputs) -> dict[str, Any]:
+    """The steps of section ``evidence``: metrics and the whole table of each."""
+    found: dict[str, dict[str, Any]] = {"sensitivity": {}, "drift": {}}
+    kinds = {
+        "sensitivity": (sensitivity.SCHEMA, sensitivity.COLUMNS),
+        "drift": (DRIFT_SCHEMA, DRIFT_COLUMNS),
+    }
     for record in run.records:
-        if "sensitivity" in record.outputs and record.state is State.DONE:
-            path = run.store.root / record.outputs["sensitivity"]
-            _, columns = read_table(path, sensitivity.SCHEMA, sensitivity.COLUMNS)
-            found[record.step] = {"metrics": record.metrics, "cells": columns}
+        for kind, layout in kinds.items():
+            if kind in record.outputs and record.state is State.DONE:
+                _, columns = read_table(run.store.root / record.outputs[kind], *layout)
+                found[kind][record.step] = {"metrics": record.metrics, "cells": columns}
     return found
 
 

@@ -1,0 +1,98 @@
+"""Tables of indicators: what one tensor at few bits costs, and how far training moves the steps."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cell_text import markdown, tau
+from read_results import Run, cells_of
+
+TENSORS = {"weight": "weights", "act": "input"}
+
+
+def sensitivity_table(run: Run, learned: Run) -> str:
+    """Tau of the learned step size and the rise of the loss, over layers."""
+    rows = []
+    for tensor, label in TENSORS.items():
+        for bits in sorted(set(run["sensitivity"]["evidence-sensitivity"]["cells"]["bits"])):
+            cells = cells_of(run, "evidence-sensitivity", learned, tensor, bits)
+            steps = [c.learned for c in cells]
+            rows.append(
+                (
+                    f"{label}, {bits} bit",
+                    str(len(cells)),
+                    f"{max(c.rise for c in cells):.3f}",
+                    f"{max(c.rise_after for c in cells):.3f}",
+                    tau(steps, [c.rise for c in cells]),
+                    tau(steps, [c.rise_after for c in cells]),
+                )
+            )
+    return markdown(
+        ("tensor", "layers", "largest rise", "largest after training", "tau with the rise",
+         "tau with the rise after training"),
+        rows,
+    )  # fmt: skip
+
+
+def separate_table(run: Run, learned: Run) -> str:
+    """Do step sizes learned one tensor at a time order the layers as the joint ones do?"""
+    rows = []
+    starts = {"evidence-sensitivity-2": "statistics", "evidence-sensitivity-3": "0.1 / bits"}
+    for step, start in starts.items():
+        for tensor, label in TENSORS.items():
+            for bits in sorted(set(run["sensitivity"][step]["cells"]["bits"])):
+                cells = cells_of(run, step, learned, tensor, bits)
+                after = [c.step_after for c in cells]
+                rows.append(
+                    (
+                        f"{label}, {bits} bit",
+                        start,
+                        f"{min(c.step for c in cells):.3f} to {max(c.step for c in cells):.3f}",
+                        f"{min(after):.3f} to {max(after):.3f}",
+                        tau(after, [c.learned for c in cells]),
+                        tau(after, [c.rise for c in cells]),
+                    )
+                )
+    return markdown(
+        ("tensor", "start", "steps at the start", "after 60 updates", "tau with the joint ones",
+         "tau with the rise of the loss"),
+        rows,
+    )  # fmt: skip
+
+
+def learning_table(variants: Sequence[Run], epoch: Run) -> str:
+    """How far joint training moves the step sizes, and in how many layers the policy with them.
+
+    The order is that of the searched layers at two bits, before and after; policies are compared
+    with those after one epoch, at the same alpha.
+    """
+    known = {r["alpha"]: r["policy_id"] for r in epoch["rows"] if r["method"] == "limpq"}
+    rows = []
+    for run in [epoch, *variants]:
+        first, last = (
+            {(r[0], r[1], r[2]): r[3] for r in run["importance"][f"limpq, {when}"]}
+            for when in ("initial", "learned")
+        )
+        cells = [f"{statistics.median(abs(last[k] / first[k] - 1) for k in first):.1%}"]
+        for tensor in TENSORS:
+            own = [key for key in sorted(first) if key[1:] == (tensor, 2)]
+            cells.append(tau([first[key] for key in own], [last[key] for key in own]))
+        for alpha, other in sorted(known.items()):
+            (mine,) = {r["policy_id"] for r in run["rows"]
+                       if (r["method"], r["alpha"]) == ("limpq", alpha)}  # fmt: skip
+            bits, base = run["policies"][mine], epoch["policies"][other]
+            cells.append(str(sum(bits[layer] != base[layer] for layer in base)))
+        rows.append((_learning(run["config"]["indicators"]), *cells))
+    return markdown(
+        ("joint training", "median change of a step", *(f"tau, {t}" for t in TENSORS.values()),
+         *(f"layers that differ, alpha {alpha:g}" for alpha in sorted(known))),
+        rows,
+    )  # fmt: skip
+
+
+def _learning(recipe: Mapping[str, Any]) -> str:
+    """A variant by what sets it apart."""
+    frozen = ", weights frozen" if recipe["freeze_weights"] else ""
+    return f"{recipe['epochs'] * recipe['fraction']:.0%} of an epoch, lr {recipe['lr']:g}{frozen}"

@@ -1,0 +1,140 @@
+"""Tables of policies: accuracy, bits, search cost, and what predicts their accuracy."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from cell_text import interval, markdown, tau
+from read_results import Run, accuracies, method_of, spoken
+
+from orchestrator.compare.statistics import kendall, paired
+
+# What the pages put beside every method, and the order of a table.
+UNIFORM, REVERSED = "uniform_w2a3", "reversed"
+PRICED = ("limpq, initial", "limpq, learned", "fitted, learned")
+METERS = ("images", "forward_passes", "backward_passes")
+DEVICES = (1, 10, 100, 10_000)
+
+
+def accuracy_table(runs: Sequence[Run], others: Sequence[str] = (UNIFORM, REVERSED)) -> str:
+    """Top-1 of every method and its paired difference to some of them."""
+    by_method = accuracies(runs)
+    bits = {method_of(row): row for run in reversed(runs) for row in run["rows"]}
+    seeds = [run["seed"] for run in runs]
+    rows = []
+    order = sorted(by_method, key=lambda m: -statistics.mean(by_method[m].values()))
+    for method in order:
+        own = by_method[method]
+        differences = []
+        for other in others:
+            found = paired(own, by_method[other]) if other != method else None
+            differences.append(interval(found.difference if found else None))
+        rows.append(
+            (
+                method.replace("uniform_w2a3", "uniform W2A3").replace(
+                    "uniform_w3a2", "uniform W3A2"
+                ),
+                f"{bits[method]['mean_weight_bits']:.2f} / {bits[method]['mean_act_bits']:.2f}",
+                f"{1e3 * bits[method]['bitops_g']:.1f} M",
+                *(f"{own[seed]:.2f}" if seed in own else "-" for seed in seeds),
+                f"{statistics.mean(own.values()):.2f}",
+                *differences,
+            )
+        )
+    return markdown(
+        ("method", "mean W / A bits", "BitOps", *(f"seed {seed}" for seed in seeds), "mean",
+         *(f"less {spoken(other)}" for other in others)),
+        rows,
+    )  # fmt: skip
+
+
+def tau_table(runs: Sequence[Run]) -> str:
+    """Kendall's tau of predicted objective and measured error over a seed's policies."""
+    rows = []
+    labels = [(label, alpha) for label, own in runs[0]["predictions"].items() for alpha in own]
+    for label, alpha in labels:
+        cells, taus = [], []
+        for run in runs:
+            objective = run["predictions"].get(label, {}).get(alpha, {})
+            top1 = {r["policy_id"]: r["top1"] for r in run["rows"] if r["top1"] is not None}
+            both = [n for n in top1 if objective.get(n) is not None]
+            if len(both) < 2:
+                cells.append("-")
+                continue
+            first, second = [objective[n] for n in both], [-top1[n] for n in both]
+            cells.append(tau(first, second))
+            taus += [value for value in (kendall(first, second).tau,) if value is not None]
+        mean = statistics.mean(taus) if taus else -2.0
+        rows.append((mean, (label, alpha, *cells, f"{mean:+.2f}" if taus else "-")))
+    rows.sort(key=lambda row: -row[0])
+    seeds = [f"seed {run['seed']}" for run in runs]
+    return markdown(("importance", "alpha", *seeds, "mean"), [row for _, row in rows])
+
+
+def bits_table(run: Run) -> str:
+    """Weight / activation bits of every layer, one column a method."""
+    rows = [row for row in run["rows"] if row["top1"] is not None]
+    shown: dict[str, str] = {}
+    for row in rows:
+        shown.setdefault(method_of(row), row["policy_id"])
+    layers = list(next(iter(run["policies"].values())))
+    return markdown(
+        ("layer", *shown),
+        [(layer, *(run["policies"][name][layer] for name in shown.values())) for layer in layers],
+    )
+
+
+def marginal_table(runs: Sequence[Run]) -> str:
+    """What one more bit is worth to an importance table, by what a layer reads.
+
+    In a block of this network ``conv1`` reads the residual stream and ``conv2`` an inner ReLU.
+    Values are over that of an inner input from 2 to 3 bits, means over layers and seeds.
+    """
+    rows = []
+    for label in PRICED:
+        cells: list[float] = []
+        for bits in (2, 3):
+            for tensor, suffix in (("act", "conv1"), ("act", "conv2"), ("weight", "")):
+                cells.append(
+                    statistics.mean(
+                        prices[layer, tensor, bits] - prices[layer, tensor, bits + 1]
+                        for run in runs
+                        if label in run["importance"]
+                        for prices in [{(r[0], r[1], r[2]): r[3] for r in run["importance"][label]}]
+                        for layer in sorted({key[0] for key in prices if key[0].endswith(suffix)})
+                    )
+                )
+        rows.append((label, *(f"{cell / cells[1]:.2f}" for cell in cells)))
+    kinds = ("stream", "inner", "weights")
+    columns = [f"{kind}, {bits} to {bits + 1} bit" for bits in (2, 3) for kind in kinds]
+    return markdown(("importance", *columns), rows)
+
+
+def cost_table(runs: Sequence[Run]) -> str:
+    """What each method's search paid, the mean over seeds, and the share of one device of many.
+
+    What serves every device is shared out; what a method does for each device is paid each time.
+    """
+    sums: dict[str, list[dict[str, float]]] = {}
+    for run in runs:
+        own: dict[str, dict[str, float]] = {}
+        for part in run["search"]:
+            total = own.setdefault(part["method"], {})
+            kind = "each" if part["per_device"] else "shared"
+            total[kind] = total.get(kind, 0.0) + part["seconds"]
+            for name in METERS:
+                total[name] = total.get(name, 0.0) + part.get(name, 0.0)
+        for method, total in own.items():
+            sums.setdefault(method, []).append(total)
+    rows = []
+    for method, totals in sorted(sums.items(), key=lambda item: _mean(item[1], "shared")):
+        shared, each = _mean(totals, "shared"), _mean(totals, "each")
+        meters = (f"{_mean(totals, name):,.0f}" for name in METERS)
+        rows.append((spoken(method), *meters, *(f"{shared / z + each:,.2f}" for z in DEVICES)))
+    devices = (f"s a device of {z:,}" for z in DEVICES)
+    return markdown(("method", *(name.replace("_", " ") for name in METERS), *devices), rows)
+
+
+def _mean(totals: Sequence[Mapping[str, float]], name: str) -> float:
+    return statistics.mean(total.get(name, 0.0) for total in totals)
