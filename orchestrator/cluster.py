@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.errors import ResourceError
-from orchestrator.head_watch import HeadWatch
+from orchestrator.head_watch import HeadWatch, can_connect
 from orchestrator.ledger import Ledger
-from orchestrator.open_cluster import refuse_open_cluster
+from orchestrator.open_cluster import place_of, refuse_open_cluster
 from orchestrator.orphans import orphans_ended
 from orchestrator.private import ensure_token
 
@@ -95,11 +95,14 @@ def ray_cluster(address: str | None, *, insecure: bool = False) -> Iterator[Node
 
     with ExitStack() as stack:
         if address:
+            place = place_of(address)
+            if not insecure and place and can_connect(place):
+                refuse_open_cluster(place)
             _connect(address)
         else:
             stack.enter_context(_cluster_here())
         stack.callback(ray.shutdown)
-        if address and not insecure:
+        if address and not insecure and not place:  # of another form: asked where it led to
             refuse_open_cluster(ray.get_runtime_context().gcs_address)
         yield living_nodes()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from orchestrator.checkup import Check
 from orchestrator.cluster_probe import PACKAGES, NodeReport, probe_nodes
 from orchestrator.head_watch import can_connect
-from orchestrator.open_cluster import door_of
+from orchestrator.open_cluster import door_of, place_of
 
 
 def cluster_checkup(address: str, runs_dir: str) -> Iterator[Check]:
@@ -58,16 +58,6 @@ def cluster_checkup(address: str, runs_dir: str) -> Iterator[Check]:
             yield from node_checks(report, folder, own_versions(), platform.python_version())
     finally:
         ray.shutdown()
-
-
-def place_of(address: str) -> str:
-    """``host:port`` of an address, that of this machine's cluster for ``auto``; else empty."""
-    from ray._private.services import canonicalize_bootstrap_address
-
-    if address == "auto":
-        return canonicalize_bootstrap_address("auto") or ""
-    host, _, port = address.rpartition(":")
-    return address if host and port.isdigit() and "://" not in address else ""
 
 
 def reachable(address: str, place: str) -> Check:

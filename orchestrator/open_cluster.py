@@ -2,7 +2,7 @@
 
 A Ray cluster without token authentication runs code for whoever reaches its ports, and a client
 that has a token is let in all the same. So a cluster that is joined by address is called once as
-a stranger would call it, and refused if it answers.
+a stranger would call it, before it is shown our token, and refused if it answers.
 """
 
 from __future__ import annotations
@@ -30,6 +30,16 @@ def door_of(address: str) -> Door:
             refusals = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
             return "closed" if code in refusals else "unknown"
     return "open"
+
+
+def place_of(address: str) -> str:
+    """``host:port`` of an address, that of this machine's cluster for ``auto``; else empty."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address == "auto":
+        return canonicalize_bootstrap_address("auto") or ""
+    host, _, port = address.rpartition(":")
+    return address if host and port.isdigit() and "://" not in address else ""
 
 
 def refuse_open_cluster(address: str, door: Callable[[str], Door] = door_of) -> None:

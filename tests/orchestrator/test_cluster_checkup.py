@@ -14,11 +14,11 @@ from orchestrator.cluster_checkup import (
     cluster_checkup,
     door_check,
     node_checks,
-    place_of,
     reachable,
     refused,
 )
 from orchestrator.cluster_probe import NodeReport
+from orchestrator.open_cluster import place_of
 
 OURS = {"mpq-orchestrator": "0.1.0", "ray": "2.60.0", "torch": "2.14.1"}
 GOOD = NodeReport(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from orchestrator.cluster import ray_cluster
 from orchestrator.config import config_tree, load_config
 from orchestrator.errors import ExitCode, ResourceError, UserError
 from orchestrator.open_cluster import door_of, refuse_open_cluster
@@ -164,16 +167,57 @@ class _Control(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
-@pytest.mark.parametrize(("asks", "expected"), [(True, "closed"), (False, "open")])
-def test_a_cluster_without_a_token_is_told_from_one_with(asks: bool, expected: str) -> None:
+@contextmanager
+def control_store(*, asks: bool) -> Iterator[str]:
+    """The address of one."""
     server = grpc.server(futures.ThreadPoolExecutor(1))
     server.add_generic_rpc_handlers((_Control(asks),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        assert door_of(f"127.0.0.1:{port}") == expected
+        yield f"127.0.0.1:{port}"
     finally:
         server.stop(None)
+
+
+@pytest.mark.parametrize(("asks", "expected"), [(True, "closed"), (False, "open")])
+def test_a_cluster_without_a_token_is_told_from_one_with(asks: bool, expected: str) -> None:
+    with control_store(asks=asks) as address:
+        assert door_of(address) == expected
+
+
+def test_our_token_is_not_shown_to_a_cluster_that_lets_everybody_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    joined: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        joined.append(address)
+        raise RuntimeError("not in this test")
+
+    monkeypatch.setattr(ray, "init", init)
+    with control_store(asks=False) as address:
+        with pytest.raises(ResourceError, match="without a token"), ray_cluster(address):
+            pass
+        assert joined == []
+        with (
+            pytest.raises(ResourceError, match="not in this test"),
+            ray_cluster(address, insecure=True),
+        ):
+            pass
+    assert joined == [address]
+    with (
+        control_store(asks=True) as address,
+        pytest.raises(ResourceError, match="not in this test"),
+        ray_cluster(address),
+    ):
+        pass
+    assert joined[1:] == [address]
 
 
 def test_an_open_or_silent_cluster_is_refused() -> None:
