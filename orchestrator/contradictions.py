@@ -218,19 +218,22 @@ def _about_sources(config: ExperimentConfig) -> list[Contradiction]:
 
 
 _TARGETS = ("bitops", "bitops_level", "mean_act_bits")
+_WEIGHT_TARGETS = ("mean_weight_bits", "weight_bytes", "compression_rate")
 
 
 def _about_targets(config: ExperimentConfig) -> list[Contradiction]:
     """MetaMix is steered to one number, equation 4; a set of several limits is the solver's."""
     if config.method != "metamix":
         return []
+    searches_weights = len(config.bits.weight) > 1
+    targets = (*_TARGETS, *_WEIGHT_TARGETS) if searches_weights else _TARGETS
     return [
         Contradiction(
             ("search", "limits", index),
             f"{sorted(limits)} with method 'metamix'",
-            f"one target of {', '.join(_TARGETS)}",
+            f"one target of {', '.join(targets)}",
             beside=(("method",),),
         )
         for index, limits in enumerate(config.search.limits)
-        if len(limits) != 1 or next(iter(limits)) not in _TARGETS
+        if len(limits) != 1 or next(iter(limits)) not in targets
     ]

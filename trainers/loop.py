@@ -1,10 +1,10 @@
 """The one loop that every phase trains with.
 
 A phase hands over *moves*. A move is one optimizer update: ``accumulate`` runs whatever passes it
-wants on the batch and leaves gradients behind; the loop averages them over ranks in a single
-collective, checks that they are finite, clips, steps and schedules. LIMPQ's joint step is one move
-of n + 1 passes; MetaMix's second epoch is two moves on the same batch; plain training is one move
-of one pass. Where the recipe accumulates, the loop hands a move the batch in parts.
+wants on the batch and leaves gradients behind; the loop averages them over ranks once, checks that
+they are finite, clips, steps and schedules. LIMPQ's joint step is one move of n + 1 passes;
+MetaMix's second epoch is two moves on the same batch; plain training is one move of one pass. Where
+the recipe accumulates, the loop hands a move the batch in parts.
 
 The loop owns position, checkpoints, reports and stopping, so that they are the same for all.
 """

@@ -121,12 +121,24 @@ def test_both_faults_of_a_key_that_stands_twice_are_told(tmp_path: Path) -> None
         ("train: {epochs: 5}", "train.warmup_epochs"),
         ("indicators: {step_clamp: [1.0, 1.0]}", "indicators.step_clamp"),
         ("method: uniform\ncontrols: [reversed]", "controls"),
+        (
+            "method: metamix\nbits: {weight: [4], act: [2, 4]}\n"
+            "search: {limits: [{weight_bytes: 1MB}]}",
+            "search.limits.0",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
     tmp_path: Path, extra: str, key: str
 ) -> None:
     assert list(_problems(tmp_path, f"{GOOD}{extra}\n")) == [key]
+
+
+def test_metamix_may_aim_at_a_size_where_it_searches_weights(tmp_path: Path) -> None:
+    bits = "bits: {weight: [2, 4], act: [2, 4]}"
+    for target in ("weight_bytes: 1MB", "compression_rate: 8", "mean_weight_bits: 3"):
+        text = f"{GOOD}method: metamix\n{bits}\nsearch: {{limits: [{{{target}}}]}}\n"
+        load_config(_write(tmp_path, text), names=NAMES)
 
 
 def test_a_contradiction_that_rests_on_a_wrong_key_is_not_reported(tmp_path: Path) -> None:

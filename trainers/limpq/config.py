@@ -21,6 +21,8 @@ class IndicatorConfig(QuantTrainingConfig):
     """Joint training of one step size per layer, tensor and bit-width.
 
     Attributes:
+        epochs: passes over the fraction of the training images. Published code: 5 for ResNet-18,
+            3 for ResNet-50.
         fraction: share of the training images. Paper: 0.5; published code: all of them.
         aggregate: ``sum`` adds the n + 1 gradients (published code), ``mean`` averages them.
             Clipping comes after it, so the two differ by more than a learning rate.
@@ -41,7 +43,6 @@ class IndicatorConfig(QuantTrainingConfig):
 
     __pydantic_config__ = CLOSED
 
-    # Published code: 5 epochs for ResNet-18, 3 for ResNet-50.
     epochs: Count = 5
     batch_size: Count = 256
     lr: Rate = 0.01
