@@ -99,7 +99,14 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and leave the process with its exit code."""
-    sys.exit(int(run_command(arguments)))
+    code = run_command(arguments)
+    if code is ExitCode.RESOURCES and "ray" in sys.modules:
+        # Where the head is gone, what is left of Ray's client may crash as Python ends, and a crash
+        # has an exit code of its own (seen: SIGSEGV, -11). All that we hold is closed by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(code))
+    sys.exit(int(code))
 
 
 def run_command(arguments: Sequence[str] | None = None) -> ExitCode:

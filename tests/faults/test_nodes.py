@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NODES_LOST = 10
+# One for all clusters of this process: Ray's core reads it once.
+TOKEN = secrets.token_hex(32)
 HEADS_LOST = 10
 
 
@@ -68,7 +70,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
     set_environment()
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     made = Nodes(4)
     yield made
     made.cluster.shutdown()
