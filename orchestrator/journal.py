@@ -28,6 +28,7 @@ from orchestrator.records import RunRecord
 SCHEMA = "journal/1"
 _RECORD = "record"
 _HEADER = "header"
+_AGAIN = "record_again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +71,11 @@ class JournalView:
         return tuple(
             (e.time_utc, RunRecord.from_json(e.data)) for e in self.entries if e.kind == _RECORD
         )
+
+    def current_keys(self) -> dict[str, str]:
+        """Step -> the key that it was recorded under last, or found to hold again."""
+        kinds = (_RECORD, _AGAIN)
+        return {e.data["step"]: e.data["key"] for e in self.entries if e.kind in kinds}
 
 
 def read_journal(path: Path) -> JournalView:
@@ -114,6 +120,7 @@ class Journal:
         self.run_id = view.run_id or secrets.token_hex(8)
         self._entries = list(view.entries)
         self._ids = {record.record_id for record in view.records()}
+        self._current = view.current_keys()
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         if view.torn_bytes:
             os.ftruncate(self._handle, sound_bytes)
@@ -158,7 +165,7 @@ class Journal:
 
     def event(self, kind: str, data: Mapping[str, Any] | None = None) -> int:
         """Append something that happened and return its sequence number."""
-        if kind in (_RECORD, _HEADER):
+        if kind in (_RECORD, _HEADER, _AGAIN):
             raise ValueError(f"{kind!r} is no name for an event")
         return self._append([(kind, self._hide(dict(data or {})))])[-1]
 
@@ -167,17 +174,28 @@ class Journal:
         return self.append_all([record]) == 1
 
     def append_all(self, records: Iterable[RunRecord]) -> int:
-        """Append many with one flush to disk; returns how many were new."""
+        """Append many with one flush to disk; returns how many were new.
+
+        One that is there already is not written again. Where its step was recorded under another
+        key meanwhile (other images, and then these again), a line says that it holds once more.
+        """
         fresh: list[RunRecord] = []
+        items: list[tuple[str, dict[str, Any]]] = []
+        current = dict(self._current)
         for record in records:
             if record.record_id not in self._ids:
                 self._ids.add(record.record_id)
                 fresh.append(record)
+                items.append((_RECORD, self._hide(record.to_json())))
+            elif current.get(record.step) != record.key:
+                items.append((_AGAIN, {"step": record.step, "key": record.key}))
+            current[record.step] = record.key
         try:
-            self._append([(_RECORD, self._hide(record.to_json())) for record in fresh])
+            self._append(items)
         except BaseException:
             self._ids.difference_update(record.record_id for record in fresh)
             raise
+        self._current = current
         return len(fresh)
 
     def _append(self, items: list[tuple[str, dict[str, Any]]]) -> list[int]:

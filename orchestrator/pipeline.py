@@ -34,14 +34,17 @@ from orchestrator.records import EVIDENCE, RunRecord, State
 from orchestrator.redact import redacted_text
 from orchestrator.report.cells_text import print_results
 from orchestrator.report.write import PAGE, draw_figures, write_report
+from orchestrator.runs import newest_records
 from orchestrator.session import Session
 from orchestrator.source_steps import source_steps
 from orchestrator.specs import phase_spec
 from orchestrator.store import RunStore
 from orchestrator.sweep_step import ImportanceFile, keep_rows, sweep_step
-from orchestrator.trace import images_fingerprint, traced_costs
+from orchestrator.trace import images_fingerprint, traced_costs, weight_hashes
 from orchestrator.train_step import train_step
+from solvers.errors import SolversError
 from solvers.storage import save_costs
+from trainers.errors import InterruptedPhaseError, TrainersError
 
 
 def run_experiment(loaded: LoadedConfig, donors: tuple[RunStore, ...] = ()) -> ExitCode:
@@ -70,7 +73,8 @@ def _attempt(session: Session) -> ExitCode:
     for notice in session.journal.notices:
         session.say(notice)
     with session.ledger.span("plan"):
-        plan = make_plan(config, traced_costs(config), images_fingerprint(config))
+        images, weights = images_fingerprint(config), weight_hashes(config)
+        plan = make_plan(config, traced_costs(config), images, weights)
     _announce(session, plan)
     try:
         costs = _costs_step(session, plan)
@@ -82,8 +86,15 @@ def _attempt(session: Session) -> ExitCode:
             keep_rows(session, plan.step("costs"), unmet)
     except StepFailedError as error:
         session.say(str(error))
-        _block_the_rest(session, plan, error)
+        _block_the_rest(session, plan, error.what)
         return _finish(session)
+    except InterruptedPhaseError:
+        raise
+    except (TrainersError, SolversError) as refusal:
+        # What a step was given is wrong: the run ends like any other, and the command says so.
+        _block_the_rest(session, plan, str(refusal))
+        _finish(session)
+        raise
     except (InterruptedRunError, TerminatedRunError):
         session.journal.event(events.RUN_INTERRUPTED, {"signal": session.asked_to_stop})
         raise
@@ -134,7 +145,7 @@ def _training(session: Session, plan: Plan, costs: RunRecord, cluster: OnDemandC
         phase_steps(session, evidence, cluster, phase=EVIDENCE, method="any")
 
 
-def _block_the_rest(session: Session, plan: Plan, error: StepFailedError) -> None:
+def _block_the_rest(session: Session, plan: Plan, why: str) -> None:
     """What depends on a failed step is a row of the report, not an absence."""
     known = {record.key for record in session.journal.records()}
     for step in plan.steps:
@@ -144,7 +155,7 @@ def _block_the_rest(session: Session, plan: Plan, error: StepFailedError) -> Non
                 step,
                 phase=step.action,
                 state=State.BLOCKED,
-                message=error.what,
+                message=why,
                 attempt=session.starts,
                 wall_s=0.0,
             )
@@ -225,7 +236,7 @@ def _finish(session: Session) -> ExitCode:
     if session.mirror is not None:
         with session.ledger.span("MLflow"):
             session.mirror.finish()
-    code = ExitCode.INCOMPLETE if _incomplete(journal.records()) else ExitCode.DONE
+    code = ExitCode.INCOMPLETE if _incomplete(newest_records(journal.view)) else ExitCode.DONE
     spent = session.ledger.shares()
     journal.event(
         events.RUN_FINISHED,

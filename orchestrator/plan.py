@@ -103,13 +103,19 @@ class Plan:
         )
 
 
-def make_plan(config: ExperimentConfig, costs: CostTable, data_fingerprint: str) -> Plan:
+def make_plan(
+    config: ExperimentConfig,
+    costs: CostTable,
+    data_fingerprint: str,
+    weights: Mapping[str, str] | None = None,
+) -> Plan:
     """Plan a run.
 
     Args:
         config: what was asked for.
         costs: the traced network.
         data_fingerprint: quick hash of the images' source.
+        weights: file of given weights -> its hash; published ones are known by their name.
 
     Raises:
         LimitError: a limit that cannot be understood.
@@ -122,6 +128,7 @@ def make_plan(config: ExperimentConfig, costs: CostTable, data_fingerprint: str)
         "data": _deciding(config.data),
         "data_fingerprint": data_fingerprint,
         "pins": [asdict(pin) for pin in config.pins],
+        **({"weights": dict(weights)} if weights else {}),
     }
     steps = [
         _step(

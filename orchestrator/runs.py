@@ -94,13 +94,18 @@ def find_run(text: str, runs_dir: str) -> RunStore:
 
 
 def newest_records(view: JournalView) -> tuple[RunRecord, ...]:
-    """For every key its final record, or the newest of its failures; in order of appearance."""
+    """For every key its final record, or the newest of its failures; in order of appearance.
+
+    A step that was done again under another key, because images, weights or a step's version
+    changed, counts with its last key alone: rows of two networks must not stand in one table.
+    """
     newest: dict[str, RunRecord] = {}
     for record in view.records():
         kept = newest.get(record.key)
         if kept is None or not kept.state.final:
             newest[record.key] = record
-    return tuple(newest.values())
+    current = view.current_keys()
+    return tuple(record for record in newest.values() if current[record.step] == record.key)
 
 
 def run_status(store: RunStore) -> RunStatus:

@@ -5,11 +5,12 @@ The planning edge that imports torch.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config_schema import ExperimentConfig
-from orchestrator.config_types import is_published
+from orchestrator.config_types import from_here, is_published
 from orchestrator.evidence import check_layers
 from orchestrator.specs import pin_rules
 from solvers.tables import CostTable
@@ -57,6 +58,8 @@ def traced_costs(config: ExperimentConfig) -> CostTable:
     check_layers(config.evidence, costs)
     if config.method == "metamix" or config.evidence.drift or config.evidence.distributions:
         check_network(model)
+    if not costs.searched:
+        raise ModelError("every layer is pinned: there is nothing to search; take a pin out")
     _refuse_signed_inputs(config, model)
     return costs
 
@@ -64,14 +67,44 @@ def traced_costs(config: ExperimentConfig) -> CostTable:
 def images_fingerprint(config: ExperimentConfig) -> str:
     """Quick hash of the images' source, for the keys of a run.
 
+    Images that are to be downloaded are downloaded here, once and by one process: the hash is of
+    what is there, and must be the same at the next start.
+
     Raises:
         DataError: nothing says where the images are, or they cannot be read.
     """
     from orchestrator.forecast.images_at_hand import require_path
-    from trainers.data import source_fingerprint
+    from trainers.data import load_data, source_fingerprint
 
     require_path(config)
-    return source_fingerprint(config.data.spec())
+    spec = config.data.spec()
+    if spec.options.get("download"):
+        load_data(spec, config.seed)
+    return source_fingerprint(spec)
+
+
+def weight_hashes(config: ExperimentConfig) -> dict[str, str]:
+    """Path as written -> sha256 of every file of weights that the experiment starts from.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    from trainers.models.weights import weights_hash
+
+    found = {}
+    for path in _weight_files(asdict(config)):
+        if not is_published(path):
+            found[path] = weights_hash(str(from_here(path)))
+    return found
+
+
+def _weight_files(tree: Any) -> Iterator[str]:
+    """Of the network, and of every teacher."""
+    for key, value in tree.items():
+        if key == "weights" and isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping) and key != "options":  # those of a user's own factory
+            yield from _weight_files(value)
 
 
 def _refuse_signed_inputs(config: ExperimentConfig, model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from orchestrator.outcomes import training_key, training_record
 from orchestrator.phase_step import begin, book, run_phase
 from orchestrator.plan import Plan, Step
 from orchestrator.policies import Candidate, to_train
-from orchestrator.records import EVAL_TOP1, RunRecord
+from orchestrator.records import EVAL_TOP1, RunRecord, State
 from orchestrator.reuse import take_over_files
 from orchestrator.session import Session
 from solvers.storage import save_policy
@@ -59,6 +59,7 @@ def train_step(
     if records:
         session.say(f"{step.name}: {len(records)} of {len(rows)} policies trained before")
     if not missing:
+        _end_failure(session, step)
         return tuple(records.values())
     folder = begin(session, step)
     donors: dict[str, str] = {}
@@ -85,7 +86,24 @@ def train_step(
         spec = replace(spec, inputs={**spec.inputs, **_roles(waiting, folder)})
         book(session, run_phase(session, step, spec, cluster, tick=keep_finished))
         keep_finished()
+    _end_failure(session, step)
     return tuple(records[_entry(row)] for row in rows)
+
+
+def _end_failure(session: Session, step: Step) -> None:
+    """Let a failure of the step as a whole count no more: each policy has a record of its own.
+
+    Without it a run that lost its workers once would count as incomplete for ever.
+    """
+    if any(record.key == step.key for record in session.journal.records()):
+        session.keep(
+            session.stamped(
+                RunRecord(
+                    run=session.config.name, step=step.name, key=step.key, phase=step.action,
+                    method="any", state=State.DONE,
+                )
+            )
+        )  # fmt: skip
 
 
 def _roles(waiting: Sequence[Candidate], folder: Path) -> dict[str, str]:

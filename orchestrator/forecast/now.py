@@ -20,7 +20,7 @@ from orchestrator.literature import rows_named
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results import amount_text
 from orchestrator.store import RunStore
-from orchestrator.trace import traced_costs
+from orchestrator.trace import traced_costs, weight_hashes
 
 
 def forecast(config: ExperimentConfig, rate: Rate | None = None) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def forecast(config: ExperimentConfig, rate: Rate | None = None) -> dict[str, An
     """
     store = RunStore(config.runs_dir, config.name)
     images = images_at_hand(config)
-    plan = make_plan(config, traced_costs(config), images.fingerprint)
+    plan = make_plan(config, traced_costs(config), images.fingerprint, weight_hashes(config))
     drift = differences(store, config)
     steps = _steps(store, plan, blocked=bool(drift), images=images)
     work = None if images.count is None else work_of(config, plan, images.count)

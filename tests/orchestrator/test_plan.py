@@ -15,6 +15,7 @@ from orchestrator.made_controls import draw_seed, made_controls
 from orchestrator.plan import Plan, make_plan
 from orchestrator.policies import Candidate, to_train, unmet_candidates
 from orchestrator.sweep import cell_chunks, question_chunks
+from orchestrator.trace import weight_hashes
 from solvers.batch import Question
 from solvers.errors import LimitError
 from solvers.limits import parse_limit
@@ -86,6 +87,18 @@ def test_other_images_or_another_seed_make_other_results(tmp_path: Path) -> None
     other_images = _keys(make_plan(_config(tmp_path), COSTS, "other images"))
     assert all(here[name] != other_images[name] for name in here)
     assert all(key != here[name] for name, key in _keys(_plan(tmp_path, "seed=1")).items())
+
+
+def test_other_weights_under_the_same_name_make_other_results(tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    file.write_bytes(b"some weights")
+    text = TEXT.replace("{name: anything}", f"{{name: anything, weights: {file}}}", 1)
+    config = _config(tmp_path, text + "train: {distillation: {model: x, weights: torchvision}}\n")
+    first = _keys(make_plan(config, COSTS, "images", weight_hashes(config)))
+    assert first == _keys(make_plan(config, COSTS, "images", weight_hashes(config)))
+    file.write_bytes(b"other weights")
+    other = _keys(make_plan(config, COSTS, "images", weight_hashes(config)))
+    assert all(other[name] != first[name] for name in first)
 
 
 def test_an_infeasible_limit_is_found_with_its_smallest_reachable_value(tmp_path: Path) -> None:

@@ -160,6 +160,41 @@ def test_the_newest_failure_counts_until_there_is_a_final_record(tmp_path: Path)
     assert record.state is State.DONE
 
 
+def test_a_step_that_was_done_again_with_other_images_counts_once(tmp_path: Path) -> None:
+    """Two generations in one journal: the rows and the drop are those of the newer."""
+
+    def generation(images: str, full: float, top1: float) -> tuple[RunRecord, ...]:
+        said: dict[str, Any] = {"policy_id": "abc", "facts": {"training": "abc"}}
+        limit: dict[str, Any] = {"alpha": 2.0, "limits": {"bitops_level": "3x3"}}
+        return (
+            _record("pretrain", f"p{images}", step="pretrain", method="fp",
+                    metrics={"eval/top1": full}),
+            _record("solve", f"s{images}", step="sweep/a", method="limpq", **limit, **said),
+            _record("train", f"t{images}", step="train/abc", metrics={"eval/top1": top1}, **said),
+        )  # fmt: skip
+
+    records = (
+        *generation("A", 90.0, 85.0),
+        _record("indicators", "iA", step="indicators", state=State.FAILED, message="broken image"),
+        *generation("B", 70.0, 65.0),
+        _record("indicators", "iB", step="indicators"),
+    )
+    store = _run(tmp_path, records=records)
+    found = results_of("r", newest_records(_view(store)))
+    assert [(row.top1, row.drop) for row in found.rows] == [(65.0, 5.0)]
+    assert found.failures == ()
+    # The first images again: what was recorded for them holds once more, and is not written twice.
+    with store.opened() as journal:
+        before = len(journal.records())
+        assert journal.append_all(generation("A", 90.0, 85.0)) == 0
+        assert journal.append_all(generation("A", 90.0, 85.0)) == 0
+        assert len(journal.records()) == before
+        kinds = [entry.kind for entry in journal.view.entries]
+    assert kinds.count("record_again") == 3
+    found = results_of("r", newest_records(_view(store)))
+    assert [(row.top1, row.drop) for row in found.rows] == [(85.0, 5.0)]
+
+
 def test_the_report_holds_every_figure_of_the_table_and_what_was_not_run(tmp_path: Path) -> None:
     store = _run(tmp_path)
     write_report(store, _view(store))

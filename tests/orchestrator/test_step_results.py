@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 
 from orchestrator import phase_step as phases
+from orchestrator import pipeline
 from orchestrator import train_step as trainings
 from orchestrator.config import load_config
 from orchestrator.ledger import Ledger
+from orchestrator.outcomes import failed_record
 from orchestrator.phase_step import phase_step
+from orchestrator.pipeline import _incomplete
 from orchestrator.plan import Step, make_plan
 from orchestrator.policies import Candidate
+from orchestrator.records import State
+from orchestrator.results import results_of
+from orchestrator.runs import newest_records, run_status
 from orchestrator.session import Session
 from orchestrator.specs import phase_spec
 from orchestrator.store import RunStore
@@ -24,6 +30,7 @@ from orchestrator.sweep_step import sweep_step
 from orchestrator.train_step import train_step
 from solvers.policy import make_policy
 from solvers.tables import CostTable, LayerBits, LayerSpec
+from trainers.errors import DataError
 from trainers.phases import Cost, PhaseResult, PhaseSpec
 from trainers.results import save_result
 
@@ -32,6 +39,14 @@ name: NAME
 model: {name: anything}
 data: {name: anything}
 bits: {weight: [2, 4], act: [2, 4]}
+search: {limits: [{bitops_level: 4x4}]}
+tracking: {enabled: false}
+"""
+DIGITS = """schema: experiment/1
+name: digits
+runs_dir: RUNS
+model: {name: cifar_resnet8, num_classes: 10, options: {in_channels: 1, base_width: 4}}
+data: {name: digits}
 search: {limits: [{bitops_level: 4x4}]}
 tracking: {enabled: false}
 """
@@ -195,6 +210,45 @@ def test_the_same_bits_from_another_start_are_another_training(sessions: Any, ma
     (record,) = _train(session, 2, start={"weights": "w"}, start_key="second")
     assert "reused_from" not in record.facts
     assert len(made.ran) == 2
+
+
+def test_a_training_that_lost_its_workers_once_is_whole_when_all_policies_are(
+    sessions: Any, made: Phases
+) -> None:
+    session = sessions("one")
+    step = make_plan(session.config, COSTS, "images").step("train")
+    lost = failed_record(
+        "one", step, phase=step.action, state=State.FAILED, message="workers lost", attempt=1,
+        wall_s=1.0,
+    )  # fmt: skip
+    session.keep(lost)
+    assert _incomplete(newest_records(session.journal.view))
+    for _ in ("trained", "found"):
+        _train(session, 2, 4)
+        records = newest_records(session.journal.view)
+        assert not _incomplete(records)
+        assert results_of("one", records).failures == ()
+
+
+def test_a_refused_step_ends_the_run_with_a_report_and_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that cannot be read, in the middle: exit code 2, and a run that did end."""
+    path = tmp_path / "digits.yaml"
+    path.write_text(DIGITS.replace("RUNS", str(tmp_path / "runs")))
+
+    def refuse(session: Session, *_: Any) -> None:
+        raise DataError("x.jpg: truncated")
+
+    monkeypatch.setattr(pipeline, "_training", refuse)
+    with pytest.raises(DataError, match=r"x\.jpg"):
+        pipeline.run_experiment(load_config(path))
+    store = RunStore(tmp_path / "runs", "digits")
+    status = run_status(store)
+    assert status.state == "incomplete"
+    assert status.counts["pretrain"] == {"BLOCKED": 1}
+    assert "x.jpg: truncated" in status.last_message
+    assert store.report_path.is_file()
 
 
 def test_a_sweep_that_has_no_policy_of_its_own_is_finished(sessions: Any) -> None:
