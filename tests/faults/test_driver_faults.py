@@ -84,34 +84,44 @@ POINTS = [
 ]
 
 
-def test_killed_at_every_named_point_and_at_random_moments(
+def test_killed_at_every_named_point(
     command: Command, ledger: Ledger, undisturbed: dict[str, Any]
 ) -> None:
-    kinds = "SIGKILL of `mpq run` at a named point", "SIGKILL of `mpq run` at a random moment"
+    kind = "SIGKILL of `mpq run` at a named point"
     command.with_faults([{**point, "do": "SIGKILL"} for point in POINTS])
-    draw = random.Random(1)
-    at_random = 0
-    for _ in range(60):
+    for _ in range(len(POINTS)):
         process = command.start("run", "tiny.yaml")
-        if at_random < KILLED_AT_RANDOM and draw.random() < 0.5:
-            deadline = time.monotonic() + draw.uniform(2.0, 30.0)
-            while process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            if process.poll() is None:
-                process.kill()
-                at_random += 1
-                ledger.inject(4, kinds[1])
+        assert command.wait(process) == -signal.SIGKILL, command.output
+        command.assert_no_orphans()
+    ledger.inject(4, kind, command.fired)
+    assert command.fired == len(POINTS)
+    assert command.run("run", "tiny.yaml") == 0, command.output
+    command.assert_no_orphans()
+    command.assert_sound(undisturbed)
+    ledger.survive(4, kind, command.fired)
+
+
+def test_killed_at_random_moments(
+    command: Command, ledger: Ledger, undisturbed: dict[str, Any]
+) -> None:
+    kind = "SIGKILL of `mpq run` at a random moment"
+    draw = random.Random(1)
+    killed, code = 0, -1
+    while code != 0:
+        process = command.start("run", "tiny.yaml")
+        deadline = time.monotonic() + draw.uniform(2.0, 30.0)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if process.poll() is None and killed < KILLED_AT_RANDOM:
+            process.kill()
+            killed += 1
+            ledger.inject(4, kind)
         code = command.wait(process)
         command.assert_no_orphans()
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL, command.output
-    assert code == 0
-    ledger.inject(4, kinds[0], command.fired)
-    assert command.fired == len(POINTS)
+        assert code in (0, -signal.SIGKILL), command.output
+    assert killed >= 3
     command.assert_sound(undisturbed)
-    ledger.survive(4, kinds[0], command.fired)
-    ledger.survive(4, kinds[1], at_random)
+    ledger.survive(4, kind, killed)
 
 
 def test_two_starts_at_once_are_one_run(

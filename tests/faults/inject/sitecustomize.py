@@ -120,8 +120,9 @@ def _journal(module: object) -> None:
 
     def write(self, lines):
         data = b"".join(lines)
-        if b'"kind":"record"' in data and _due("mid-journal"):
-            os.write(self._handle, data[: len(data) // 2])
+        if b'"kind":"record"' in data:
+            if _due("mid-journal"):
+                os.write(self._handle, data[: len(data) // 2])
             hit("mid-journal")
         inner(self, lines)
         if b'"kind":"record"' in data:
