@@ -23,6 +23,7 @@ from orchestrator.errors import ConfigError, ConfigProblem
 from orchestrator.yaml_source import KeyPath, YamlSource, dump_yaml, parse_value, read_yaml
 
 OVERRIDE = "--set"
+STUDY_SCHEMA = "study/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +74,8 @@ def load_config(
         shown = "nothing" if tree is None else type(tree).__name__
         problem = _file_problem(source, f"{shown} instead of sections")
         raise ConfigError((*problems, problem))
+    if is_study_tree(tree):
+        raise ConfigError((_study_problem(source),))
     overridden: set[KeyPath] = set()
     for text in overrides:
         problems += _apply_override(tree, text, overridden)
@@ -83,6 +86,11 @@ def load_config(
     if problems or config is None:
         raise ConfigError(tuple(_in_file_order(problems)))
     return LoadedConfig(config=config, path=Path(path), overrides=tuple(overrides))
+
+
+def is_study_tree(tree: object) -> bool:
+    """Whether what a file says is a study, of whatever version, and no experiment."""
+    return isinstance(tree, dict) and str(tree.get("schema", "")).startswith(STUDY_SCHEMA)
 
 
 def config_tree(config: ExperimentConfig) -> dict[str, Any]:
@@ -231,6 +239,18 @@ def _override_problem(key: str, found: str, allowed: str) -> ConfigProblem:
 def _file_problem(source: YamlSource, found: str) -> ConfigProblem:
     allowed = f"sections as keys, the first being 'schema: {SCHEMA}'"
     return ConfigProblem(file=source.file, line=1, key="(file)", found=found, allowed=allowed)
+
+
+def _study_problem(source: YamlSource) -> ConfigProblem:
+    """The one thing to know of a study given as an experiment: its keys would all be unknown."""
+    return ConfigProblem(
+        file=source.file,
+        line=source.lines.get(("schema",)),
+        key="schema",
+        found=f"{source.tree['schema']!r}: this is a study",
+        allowed=f"'{SCHEMA}', an experiment",
+        suggestion=f"run it with: mpq study {source.file}; --plan says what it would do",
+    )
 
 
 def _in_file_order(problems: list[ConfigProblem]) -> list[ConfigProblem]:

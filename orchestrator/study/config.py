@@ -12,7 +12,8 @@
 
 A method is ``limpq``, ``metamix``, a control, or a source; settings of a source that is among the
 methods stand in ``settings.sources``. All methods and budgets of one seed are one run, so that they
-share its full-precision network, its indicators and its trainings of equal bits.
+share its full-precision network, its indicators and its trainings of equal bits. docs/studies.md
+has every key and what becomes of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
-from orchestrator.config import KnownNames, LoadedConfig, load_config
+from orchestrator.config import KnownNames, LoadedConfig, is_study_tree, load_config
 from orchestrator.config_problems import Places
 from orchestrator.config_schema import Control
 from orchestrator.config_types import NAME_PATTERN, NAME_RULE
@@ -34,7 +35,7 @@ from trainers.sources import SOURCES
 
 SCHEMA = "study/1"
 _SEARCHES = ("limpq", "metamix")
-_KEYS = ("schema", "name", "base", "seeds", "methods", "budgets", "settings", "runs_dir")
+KEYS = ("schema", "name", "base", "seeds", "methods", "budgets", "settings", "runs_dir")
 _NEEDED = ("name", "base", "seeds", "methods", "budgets")
 # Said by the study, so saying it again in ``settings`` could only contradict it.
 _SAID_ELSEWHERE = ("schema", "name", "seed", "method", "controls", "runs_dir")
@@ -100,6 +101,11 @@ def load_study(path: str | Path, runs_dir: str | None = None) -> Study:
     if not isinstance(tree, dict):
         raise ConfigError((_Checker(source, {}).at((), "no sections", f"schema: {SCHEMA}"),))
     checker = _Checker(source, tree)
+    if str(tree.get("schema", "")).startswith("experiment/"):
+        # Nearly every key of it would be unknown.
+        found = f"{tree['schema']!r}: this is an experiment"
+        hint = f"run it with: mpq run {path}"
+        raise ConfigError((checker.at(("schema",), found, f"'{SCHEMA}'", hint),))
     problems = [*source.problems, *checker.problems()]
     if problems:
         raise ConfigError(tuple(problems))
@@ -121,7 +127,7 @@ def is_study(path: str | Path) -> bool:
         tree = read_yaml(path).tree
     except ConfigError:
         return False
-    return isinstance(tree, dict) and str(tree.get("schema", "")).startswith("study/")
+    return is_study_tree(tree)
 
 
 def experiment_tree(study: Study, base: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -155,9 +161,10 @@ def expand(study: Study, names: KnownNames | None = None) -> dict[int, tuple[str
     """
     source = read_yaml(study.base)
     base = source.tree
-    if not isinstance(base, dict):
-        found = ConfigProblem(file=str(study.base), line=1, key="(file)", found="no sections",
-                              allowed="an experiment")  # fmt: skip
+    if not isinstance(base, dict) or is_study_tree(base):
+        shown = "a study" if isinstance(base, dict) else "no sections"
+        found = ConfigProblem(file=str(study.base), line=1, key="(file)", found=shown,
+                              allowed="an experiment, as the base of a study")  # fmt: skip
         raise ConfigError((found,))
     experiments: dict[int, tuple[str, LoadedConfig]] = {}
     with TemporaryDirectory() as folder:
@@ -197,8 +204,8 @@ class _Checker:
 
     def problems(self) -> list[ConfigProblem]:
         tree = self.tree
-        found = [self.at((key,), "an unknown key", ", ".join(_KEYS)) for key in tree
-                 if key not in _KEYS]  # fmt: skip
+        found = [self.at((key,), "an unknown key", ", ".join(KEYS)) for key in tree
+                 if key not in KEYS]  # fmt: skip
         if tree.get("schema") != SCHEMA:
             found.append(self.at(("schema",), repr(tree.get("schema")), f"'{SCHEMA}'"))
         found += [self.at((key,), "missing", "a value") for key in _NEEDED if key not in tree]

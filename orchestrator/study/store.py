@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.drift import FREE
 from orchestrator.errors import DriftError, StoreError
 from orchestrator.report.inputs import read_config
 from orchestrator.runs import find_run
@@ -84,8 +85,9 @@ def keep_study(study: Study, texts: Mapping[int, str]) -> StudyStore:
         )  # fmt: skip
     before = read_study(runs_dir, study.name)
     said = json.loads(json.dumps(study.to_json()))
-    if before is not None and dict(before.said) != said:
-        changed = [key for key in said if before.said.get(key) != said[key]]
+    was, now = _deciding(said if before is None else before.said), _deciding(said)
+    if before is not None and was != now:
+        changed = [key for key in now if was.get(key) != now[key]]
         raise DriftError(
             f"study {study.name!r} was made with other {', '.join(changed)}",
             str(before.root / PLAN),
@@ -101,6 +103,12 @@ def keep_study(study: Study, texts: Mapping[int, str]) -> StudyStore:
     body = {"schema": SCHEMA, "study": said, "runs": listed}
     write_atomically(store.root / PLAN, json.dumps(body, indent=1) + "\n")
     return store
+
+
+def _deciding(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the sections that say how and where: a study may go on with other resources."""
+    settings = {k: v for k, v in (said.get("settings") or {}).items() if k not in FREE}
+    return {**said, "settings": settings}
 
 
 def read_study(runs_dir: Path, name: str) -> StudyStore | None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from orchestrator.cli import run_command
 from orchestrator.commands.report import command as report_command
 from orchestrator.compare.inputs import read_runs
 from orchestrator.errors import ConfigError, DriftError, ExitCode, StoreError
@@ -102,11 +103,41 @@ def test_what_the_study_makes_of_its_base_is_checked_before_anything_starts(tmp_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("verb", ["run", "plan", "status"])
+def test_a_study_given_as_an_experiment_is_one_error_that_names_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    path = _file(tmp_path)
+    assert run_command([verb, str(path)]) == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "has 1 problem:" in said
+    assert f"{path}:1: schema: found 'study/1': this is a study" in said
+    assert f"mpq study {path}" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_experiment_given_as_a_study_or_a_study_as_its_base_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _file(tmp_path)
+    assert run_command(["study", str(tmp_path / "base.yaml"), "--plan"]) == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "has 1 problem:" in said
+    assert f"mpq run {tmp_path / 'base.yaml'}" in said
+    assert not is_study(tmp_path / "base.yaml")
+    with pytest.raises(ConfigError, match="found a study; allowed: an experiment"):
+        expand(load_study(_file(tmp_path, base=path.name)))
+
+
 def test_seeds_may_be_added_and_nothing_else(tmp_path: Path) -> None:
     store = keep_study(load_study(_file(tmp_path)), {0: "a", 3: "b"})
     assert store.config_path(3).read_text() == "b"
     more = keep_study(load_study(_file(tmp_path, seeds=[7])), {7: "c"})
     assert sorted(more.runs) == [0, 3, 7]
+    elsewhere = {"train": {"epochs": 1}, "cluster": {"num_workers": 2}}
+    assert sorted(keep_study(load_study(_file(tmp_path, settings=elsewhere)), {}).runs) == [0, 3, 7]
+    with pytest.raises(DriftError, match="settings"):
+        keep_study(load_study(_file(tmp_path, settings={"train": {"epochs": 2}})), {})
     with pytest.raises(DriftError, match="budgets"):
         keep_study(load_study(_file(tmp_path, budgets=[{"bitops_level": "2x2"}])), {})
     write_run(tmp_path / "runs", "taken")
