@@ -24,6 +24,10 @@ NAME_RULE = "1-128 characters from A-Z a-z 0-9 . _ - starting with a letter or d
 # One bit is binary, which no quantizer here implements; 32 means "as it is".
 MAX_BITS = 16
 FULL_PRECISION_BITS = 32
+NO_LATENCY = (
+    "limit latency_us: an experiment has no latency table; learn the indicators within other "
+    "limits, then solve with mpq sweep RUN --devices FILE, a YAML file that names latency_table"
+)
 
 
 def _name(value: str) -> str:
@@ -120,6 +124,8 @@ def _limits(value: Mapping[str, str]) -> Mapping[str, str]:
             limit_from(kind, amount)
         except LimitError as error:
             faults.append(str(error))
+        if kind == "latency_us":
+            faults.append(NO_LATENCY)
     if faults:
         raise PydanticCustomError("mpq_allowed", "limits ({why})", {"why": "; ".join(faults)})
     return value

@@ -28,6 +28,10 @@ from solvers.limits import Limit, limit_from
 _DEVICE_KEYS = {"schema", "name", "limits", "latency_table", "notes"}
 _RANGE_KEYS = {"name", "count", "seed", "spacing", "limits"}
 LARGEST_COUNT = 1_000_000
+_NOT_DRAWN = {
+    "bitops_level": "give bitops, or list devices with a level each",
+    "latency_us": "list devices, each with its latency_table",
+}
 ReadLatency = Callable[[str], LatencyTable]
 
 
@@ -203,8 +207,10 @@ def _from_ranges(fields: Mapping[str, Any], where: str) -> tuple[Device, ...]:
     for kind, ends in limits.items():
         if not isinstance(ends, list) or len(ends) != 2:
             raise FormatError(f"{where}: limits: {kind} must be [smallest, largest]")
-        if kind in ("latency_us", "bitops_level"):
-            raise LimitError(f"{where}: limits: {kind} cannot be drawn from a range")
+        if kind in _NOT_DRAWN:
+            raise LimitError(
+                f"{where}: limits: {kind} cannot be drawn from a range; {_NOT_DRAWN[kind]}"
+            )
         try:
             ranges[str(kind)] = (limit_from(str(kind), ends[0]), limit_from(str(kind), ends[1]))
         except LimitError as error:

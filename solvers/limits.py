@@ -33,6 +33,9 @@ LimitKind = Literal[
     "compression_rate", "peak_activation_bytes", "latency_us",
 ]  # fmt: skip
 _KINDS: tuple[str, ...] = get_args(LimitKind)
+# Another way to write ``weight_bytes``, for people: a number without a unit.
+_IN_MIB = "weight_mib"
+KINDS_WRITTEN = (*_KINDS, _IN_MIB)
 # What is added up or, for the peak, maximised: the integer behind each kind.
 Resource = Literal[
     "bitops", "weight_bits_sum", "act_bits_sum", "size_bits", "peak_bits", "latency_ps"
@@ -157,10 +160,10 @@ def limit_from(kind: str, amount: object, latency: LatencyTable | None = None) -
     Raises:
         LimitError: unknown kind or unit, not a number, zero or negative.
     """
-    if kind == "weight_mib":
+    if kind == _IN_MIB:
         return limit_from("weight_bytes", f"{amount}MiB")
     if kind not in _KINDS:
-        raise LimitError(f"limit {kind!r}: unknown; use one of {', '.join(_KINDS)}")
+        raise LimitError(f"limit {kind!r}: unknown; use one of {', '.join(KINDS_WRITTEN)}")
     if isinstance(amount, bool) or not isinstance(amount, (int, float, str)):
         raise LimitError(f"limit {kind}: the amount is {amount!r}; give a number, e.g. 23.07G")
     text, _, patterns = str(amount).partition("@")
@@ -218,7 +221,7 @@ def ceiling_of(limit: Limit, costs: CostTable, accounting: Accounting) -> Ceilin
         case "latency_us":
             if limit.latency is None:
                 raise LimitError(
-                    "limit latency_us: no latency table; name one in the device file "
+                    "limit latency_us: no latency table; only a device file in YAML can name one "
                     "(latency_table: file.csv)"
                 )
             bound = math.floor(limit.limit * PS_PER_US)

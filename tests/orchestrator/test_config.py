@@ -108,6 +108,14 @@ def test_both_faults_of_a_key_that_stands_twice_are_told(tmp_path: Path) -> None
     assert [(p.key, p.line) for p in caught.value.problems] == [("seed", 5), ("seed", 6)]
 
 
+def test_a_latency_limit_says_where_it_works(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(_write(tmp_path, GOOD + "search: {limits: [{latency_us: 850}]}\n"), (), NAMES)
+    (problem,) = caught.value.problems
+    assert problem.key == "search.limits.0"
+    assert "mpq sweep RUN --devices FILE" in problem.allowed
+
+
 @pytest.mark.parametrize(
     ("extra", "key"),
     [

@@ -85,7 +85,7 @@ def test_means_run_over_stated_layers(tiny):
 
 
 def test_latency_needs_a_table(tiny):
-    with pytest.raises(LimitError, match="no latency table"):
+    with pytest.raises(LimitError, match="no latency table; only a device file in YAML"):
         ceiling_of(parse_limit("latency_us=5"), tiny, STANDARD)
 
 
