@@ -27,10 +27,11 @@ from orchestrator.runs import newest_records
 from orchestrator.session import Session
 from orchestrator.solve_tasks import SweepTables, answer_questions
 from orchestrator.sweep import SweepOutcome, question_chunks, run_sweep
+from orchestrator.sweep_step import ImportanceFile
 from solvers.batch import Question
 from solvers.certificate import SolveStatus
 from solvers.devices import Device
-from solvers.storage import load_costs, load_importance, load_policy, load_results, save_results
+from solvers.storage import load_costs, load_policy, load_results, save_results
 
 # A trial costs a process that imports Ray Tune (2 s of CPU), and an idle moment at each change of
 # trials; 2,000 two-limit devices of ResNet-18 are 75 s of solving.
@@ -106,7 +107,7 @@ def sweep_devices(
 
 
 def saved_tables(session: Session) -> tuple[RunRecord, SweepTables]:
-    """The indicators of a run and everything else that a solve reads.
+    """The indicators of a run, as its row ``limpq`` reads them, and what else a solve reads.
 
     Raises:
         StoreError: the run has none yet.
@@ -120,11 +121,18 @@ def saved_tables(session: Session) -> tuple[RunRecord, SweepTables]:
             "finish it first with mpq run",
         )
     root = session.store.root
-    importance = load_importance(root / done["indicators"].outputs["importance"])
+    costs = load_costs(root / done["costs"].outputs["costs"])
+    outputs = done["indicators"].outputs
+    statistics = outputs.get("statistics")
+    learned = ImportanceFile(
+        path=root / outputs["importance"],
+        transform=session.config.importance.transform,
+        statistics=root / statistics if statistics else None,
+    )
     tables = SweepTables(
-        costs=load_costs(root / done["costs"].outputs["costs"]),
+        costs=costs,
         choices=bit_choices(session.config),
-        importance={"limpq": importance},
+        importance={"limpq": learned.read(costs)},
         search=session.config.search,
         accounting=session.config.accounting,
     )
@@ -207,7 +215,9 @@ def _key(source: RunRecord, questions: Sequence[Question], session: Session) -> 
     asked = [[q.label, q.alpha, [limit.text for limit in q.limits]] for q in questions]
     tables = {limit.latency for q in questions for limit in q.limits if limit.latency}
     latency = sorted(hashlib.sha256(repr(t.rows).encode()).hexdigest() for t in tables)
-    facts = [source.key, asked, latency, asdict(session.config.search)]
+    facts: list[object] = [source.key, asked, latency, asdict(session.config.search)]
+    transform = session.config.importance.transform
+    facts += [] if transform == "raw" else [transform]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 
 
