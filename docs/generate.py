@@ -63,10 +63,11 @@ def config_catalogue() -> str:
             f"| `experiments/{path.name}` | {comment(path)} | {tree.get('method', 'limpq')} "
             f"| `{network}` | `{data}` |"
         )
-    devices = sorted(p for p in (ROOT / "configs/devices").glob("*") if p.is_file())
-    if devices:
-        lines += ["", "| devices | what they are |", "| --- | --- |"]
-        lines += [f"| `devices/{path.name}` | {comment(path)} |" for path in devices]
+    others = {"evidence": "what it answers", "devices": "what they are", "literature": "rows of"}
+    for folder, column in others.items():
+        lines += ["", f"| {folder} | {column} |", "| --- | --- |"]
+        files = sorted(p for p in (ROOT / "configs" / folder).glob("*") if p.is_file())
+        lines += [f"| `{folder}/{path.name}` | {comment(path)} |" for path in files]
     return "\n".join(lines) + "\n"
 
 

@@ -23,7 +23,7 @@ from solvers.result import SolveResult
 from solvers.tables import LayerBits
 
 RESULTS_SCHEMA = "results/1"
-_COLUMNS = (
+COLUMNS = (
     "label", "alpha", "limits", "status", "policy_id", "objective", "bound", "uses", "solver",
     "wall_s", "cpu_s", "weight_bits", "act_bits", "reason",
 )  # fmt: skip
@@ -141,12 +141,12 @@ def load_results(path: Path | str) -> Results:
     Raises:
         FormatError: the file is not one.
     """
-    facts, columns = read_table(path, RESULTS_SCHEMA, _COLUMNS)
+    facts, columns = read_table(path, RESULTS_SCHEMA, COLUMNS)
     about = Fields.of(facts, str(path))
     layers = tuple(str(name) for name in about.listed("layers"))
     rows: list[ResultRow] = []
     for i in range(len(columns["label"])):
-        row = {name: columns[name][i] for name in _COLUMNS}
+        row = {name: columns[name][i] for name in COLUMNS}
         weight_bits, act_bits = row.pop("weight_bits") or [], row.pop("act_bits") or []
         if len(weight_bits) != len(act_bits) or len(weight_bits) not in (0, len(layers)):
             raise FormatError(f"{path}: row {i}: weight_bits and act_bits do not match the layers")

@@ -98,6 +98,32 @@ def test_every_key_is_explained(generator: ModuleType) -> None:
     assert missing == []
 
 
+def test_every_key_and_method_of_a_study_is_explained() -> None:
+    from orchestrator.study.config import KEYS, known_methods
+
+    rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs/studies.md").read_text(), flags=re.MULTILINE)
+    named = {word for cell in rows for word in re.findall(r"`(\w+)`", cell)}
+    assert {*KEYS, *known_methods()} - named == set()
+
+
+@pytest.mark.parametrize("document", ["docs/solvers.md", "docs/configuration.md"])
+def test_every_kind_of_limit_is_in_the_tables(document: str) -> None:
+    from solvers.limits import KINDS_WRITTEN
+
+    rows = re.findall(r"^\| (`.+?) \|", (ROOT / document).read_text(), flags=re.MULTILINE)
+    named = {word for cell in rows for word in re.findall(r"`(\w+)`", cell)}
+    assert set(KINDS_WRITTEN) - named == set()
+
+
+def test_every_column_of_results_is_explained() -> None:
+    from solvers.result_files import COLUMNS
+
+    text = (ROOT / "docs/solvers.md").read_text()
+    rows = re.findall(r"^\| (`.+?) \|", text, flags=re.MULTILINE)
+    named = {word for cell in rows for word in re.findall(r"`(\w+)`", cell)}
+    assert set(COLUMNS) - named == set()
+
+
 def test_generated_parts_are_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True
