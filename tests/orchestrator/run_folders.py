@@ -124,14 +124,16 @@ def write_run(
                  "resources": {"bitops": "bitops"}, "training": own.policy_id,
                  "search_steps": ["indicators"] if method == "limpq" else []}  # fmt: skip
         records.append(
-            record("solve", f"{method}-{budget}", method=method, policy_id=own.policy_id,
-                   alpha=1.0 if method == "limpq" else None, limits={"bitops": budget},
+            record("solve", f"{method}-{budget}", step=f"sweep/{method}-{budget}", method=method,
+                   policy_id=own.policy_id, limits={"bitops": budget},
+                   alpha=1.0 if method == "limpq" else None,
                    metrics=metrics, outputs={"policy": path}, facts=facts)
         )  # fmt: skip
         measured = top1.get((method, budget))
         state = State.DONE if measured is not None else State.DIVERGED
         trained = record(
-            "train", own.policy_id, method=method, policy_id=own.policy_id, state=state,
+            "train", own.policy_id, step=f"train/{own.policy_id}", method=method,
+            policy_id=own.policy_id, state=state,
             metrics={} if measured is None else {"eval/top1": measured},
             message="" if measured is not None else "loss is nan <at> step 3",
             outputs={"policy": path}, facts={"training": own.policy_id},
