@@ -209,13 +209,28 @@ def num_places(nodes: Nodes, cpus: float, gpus: float) -> int:
     return places
 
 
+def beside_trials(nodes: Nodes) -> Nodes:
+    """What the nodes have for workers while trial drivers of Ray Tune hold their share."""
+    return tuple({**node, "CPU": node.get("CPU", 0.0) - CPU_HEADROOM} for node in nodes)
+
+
+def groups_at_once(nodes: Nodes, ask: Resources) -> int:
+    """How many worker groups find room beside the trials that launch them; 0 = not even one.
+
+    Counted without the trials' share, a group too many would wait for its room until its start
+    timed out, be started again, and use up its restarts.
+    """
+    places = num_places(beside_trials(nodes), ask.cpus_per_worker, ask.gpus_per_worker)
+    return places // ask.num_workers
+
+
 def worker_cpus(nodes: Nodes, num_workers: int, gpus: float = 0.0) -> float:
     """The largest CPU share at which every worker finds a place, rounded down to a hundredth.
 
     Each node keeps headroom for Tune's trial drivers. Nodes differ: a share of the total could be
     more than any single node has, and Ray would wait for it for ever.
     """
-    roomy = [{**node, "CPU": node.get("CPU", 0.0) - CPU_HEADROOM} for node in nodes]
+    roomy = beside_trials(nodes)
     shares = {
         math.floor(node["CPU"] / k * 100) / 100 for node in roomy for k in range(1, num_workers + 1)
     }

@@ -1,7 +1,8 @@
 """How do phases that do not need each other run side by side? As trials of Ray Tune.
 
-Each trial launches a worker group of its own; as many run at once as the cluster has room for, one
-after another on a laptop. Every phase keeps its own step, record and resume.
+Each trial launches a worker group of its own; as many run at once as the cluster has room for.
+Where that is one, they run one after another without Tune. Every phase keeps its own step, record
+and resume.
 """
 
 from __future__ import annotations
@@ -13,15 +14,24 @@ from typing import Any
 
 import solvers.errors
 import trainers.errors
-from orchestrator.cluster import OnDemandCluster, num_places
+from orchestrator.cluster import OnDemandCluster, groups_at_once
+from orchestrator.errors import InterruptedRunError, ResourceError, TerminatedRunError
 from orchestrator.launch import Launch
-from orchestrator.phase_step import begin, finished_record, keep_result, phase_step, result_of
+from orchestrator.phase_step import (
+    begin,
+    finished_record,
+    keep_result,
+    phase_step,
+    result_of,
+    run_phase,
+)
 from orchestrator.plan import Step
 from orchestrator.records import RunRecord
 from orchestrator.relaunch import GroupLostError, Restart, run_group
 from orchestrator.session import Session
 from orchestrator.trials import run_trials
 from orchestrator.watch import keep_restart, watched
+from trainers.errors import InterruptedPhaseError
 from trainers.phases import PhaseResult, PhaseSpec
 from trainers.results import load_result
 
@@ -58,7 +68,8 @@ def phase_steps(
             missing.append((step, spec))
         else:
             results[step.name] = result
-    outcomes = _launch_all(session, missing, cluster) if missing else {}
+    at_once = groups_at_once(cluster.nodes, cluster.resources()) if missing else 0
+    outcomes = _launch_all(session, missing, cluster, at_once) if at_once > 1 else {}
     failures: list[Exception] = []
     for step, spec in work:
         if step.name in records:
@@ -67,9 +78,14 @@ def phase_steps(
             if step.name in outcomes:
                 outcome = outcomes[step.name]
                 results[step.name] = result_of(session, step, spec, outcome, began)
+            elif step.name not in results:
+                began = time.perf_counter()
+                results[step.name] = run_phase(session, step, spec, cluster)
             records[step.name] = keep_result(
                 session, step, results[step.name], phase=phase, method=method, began=began
             )
+        except (InterruptedRunError, TerminatedRunError, InterruptedPhaseError, ResourceError):
+            raise  # what is left cannot run either
         except Exception as error:
             failures.append(error)
     if failures:
@@ -78,7 +94,10 @@ def phase_steps(
 
 
 def _launch_all(
-    session: Session, missing: Sequence[tuple[Step, PhaseSpec]], cluster: OnDemandCluster
+    session: Session,
+    missing: Sequence[tuple[Step, PhaseSpec]],
+    cluster: OnDemandCluster,
+    concurrent: int,
 ) -> dict[str, Launch]:
     ask = cluster.resources()
     by_name = {step.name: (step, spec) for step, spec in missing}
@@ -105,8 +124,6 @@ def _launch_all(
             done = Launch(wall_s=0.0, worked_s=0.0, error=error)
         return _told(done, restarts)
 
-    places = num_places(cluster.nodes, ask.cpus_per_worker, ask.gpus_per_worker)
-    concurrent = max(1, places // ask.num_workers)
     session.say(f"{', '.join(by_name)}: {concurrent} at a time, {ask.num_workers} workers each")
     began = time.perf_counter()
     told = watched(

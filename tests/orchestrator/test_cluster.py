@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.cluster import Resources, check_fits, num_places, resources_for, worker_cpus
+from orchestrator.cluster import (
+    Resources,
+    check_fits,
+    groups_at_once,
+    num_places,
+    resources_for,
+    worker_cpus,
+)
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.errors import ResourceError
 
@@ -48,3 +55,22 @@ def test_more_workers_than_places_are_refused_with_default_shares() -> None:
 def test_threads_follow_the_share() -> None:
     ask = resources_for(ClusterConfig(num_workers=1), [{"CPU": 8.0}])
     assert (ask.cpus_per_worker, ask.num_threads) == (7.9, 8)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "cpus", "nodes", "expected"),
+    [
+        (1, 1.0, [2.0], 1),  # two whole CPUs and a trial's hundredth do not fit in two
+        (1, 0.9, [2.0], 2),
+        (2, 1.0, [2.0], 0),  # not even one beside its trial: one after another, without Tune
+        (2, 0.95, [2.0], 1),
+        (1, 4.0, [16.0], 3),
+        (2, 1.9, [4.0, 4.0, 4.0], 3),
+    ],
+)
+def test_worker_groups_side_by_side_leave_room_for_the_trials_that_launch_them(
+    num_workers: int, cpus: float, nodes: list[float], expected: int
+) -> None:
+    ask = Resources(num_workers=num_workers, cpus_per_worker=cpus, gpus_per_worker=0.0,
+                    num_threads=1, placement="PACK")  # fmt: skip
+    assert groups_at_once(tuple({"CPU": cpu} for cpu in nodes), ask) == expected
