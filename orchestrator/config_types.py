@@ -24,6 +24,8 @@ NAME_RULE = "1-128 characters from A-Z a-z 0-9 . _ - starting with a letter or d
 # One bit is binary, which no quantizer here implements; 32 means "as it is".
 MAX_BITS = 16
 FULL_PRECISION_BITS = 32
+# Of a path that is written like s3://bucket/images.
+MOUNTED = "a path on a mounted file system: nothing is read by URI"
 
 
 def _name(value: str) -> str:
@@ -63,8 +65,10 @@ def _unique(value: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _readable(value: str | None) -> str | None:
-    if value is None or "://" in value:
+    if value is None:
         return value
+    if "://" in value:
+        raise PydanticCustomError("mpq_allowed", MOUNTED)
     try:
         path = Path(value).expanduser()
         if path.is_dir():
@@ -82,7 +86,7 @@ def _readable(value: str | None) -> str | None:
 
 def from_here(path: str | None) -> str | None:
     """A relative path means the driver's folder: a Ray worker runs in one of its own."""
-    if path is None or "://" in path:
+    if path is None:
         return path
     return str(Path(path).expanduser().absolute())
 
