@@ -33,6 +33,7 @@ VERBS: Mapping[str, str] = {
     "cancel": "Ask a run to save and end.",
     "report": "Write a run's report and figures again from its records.",
     "compare": "Put the results of several runs into one table.",
+    "export": "Write a trained policy as integer codes, steps and rules.",
     "sync": "Bring MLflow up to date with a run's journal.",
     "push": "Copy a run to storage by URI, verified.",
     "pull": "Bring a pushed run back.",

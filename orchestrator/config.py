@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,10 +20,11 @@ from orchestrator.config_problems import Places, explain
 from orchestrator.config_schema import SCHEMA, ExperimentConfig
 from orchestrator.contradictions import Contradiction, contradictions
 from orchestrator.errors import ConfigError, ConfigProblem
-from orchestrator.yaml_source import KeyPath, YamlSource, dump_yaml, parse_value, read_yaml
+from orchestrator.yaml_source import KeyPath, YamlSource, dotted, dump_yaml, parse_value, read_yaml
 
 OVERRIDE = "--set"
 STUDY_SCHEMA = "study/"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +103,33 @@ def config_tree(config: ExperimentConfig) -> dict[str, Any]:
 def dump_config(config: ExperimentConfig) -> str:
     """The resolved configuration as YAML that ``load_config`` reads back to an equal one."""
     return dump_yaml(config_tree(config))
+
+
+def stored_section(tree: Mapping[str, Any], name: str, kind: type[_T], file: str) -> _T:
+    """One section of a run's resolved configuration, checked by itself.
+
+    For those who need no more: other sections may name files that are not here.
+
+    Raises:
+        ConfigError: it is missing or wrong.
+    """
+    if name not in tree:
+        problem = ConfigProblem(
+            file=file, line=None, key=name, found="nothing", allowed="a section"
+        )
+        raise ConfigError((problem,))
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(tree[name]), strict=True)
+    except ValidationError as error:
+        raise ConfigError(
+            tuple(
+                ConfigProblem(
+                    file=file, line=None, key=dotted((name, *each["loc"])),
+                    found="what another version wrote", allowed=each["msg"],
+                )
+                for each in error.errors(include_url=False, include_input=False)
+            )
+        ) from error  # fmt: skip
 
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.errors import ConfigProblem
+from orchestrator.redact import redacted_text
 from orchestrator.yaml_source import KeyPath, dotted
 
 _MAX_SHOWN_CHARS = 80
@@ -147,6 +148,7 @@ def _shown(value: Any) -> str:
     )  # fmt: skip
     if isinstance(value, dict):
         text = f"keys {_listed(value)}" if value else "an empty section"
+    text = redacted_text(text)  # a URI may carry a password
     return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
 
 

@@ -79,9 +79,11 @@ class DataConfig:
 
     Attributes:
         name: a data set that ``mpq doctor --names`` lists.
-        path: file or folder of file-based sets.
-        options: what the set takes besides.
-        holdout: share of the training images kept for validation where there is no test split.
+        path: file or folder of file-based sets, on a file system that every node has mounted.
+        options: what the set takes besides, listed in docs/training.md.
+        holdout: share of the training images set aside, class by class, for ``images_from:
+            holdout`` of ``sources.one_shot`` and ``sources.fitted``, their only reader; 0 = none.
+            Nothing trains on them; accuracy is always measured on the test split. Ours.
         max_images: use at most so many images of each split, drawn once; null = all. What
             ``mpq run --rehearse`` sets.
         on_bad_sample: an image that cannot be decoded ``stop``s the run with its file and row, or

@@ -28,6 +28,8 @@ NO_LATENCY = (
     "limit latency_us: an experiment has no latency table; learn the indicators within other "
     "limits, then solve with mpq sweep RUN --devices FILE, a YAML file that names latency_table"
 )
+# Of a path that is written like s3://bucket/images.
+MOUNTED = "a path on a mounted file system: nothing is read by URI"
 
 
 def _name(value: str) -> str:
@@ -67,8 +69,10 @@ def _unique(value: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _readable(value: str | None) -> str | None:
-    if value is None or "://" in value:
+    if value is None:
         return value
+    if "://" in value:
+        raise PydanticCustomError("mpq_allowed", MOUNTED)
     try:
         path = Path(value).expanduser()
         if path.is_dir():
@@ -86,7 +90,7 @@ def _readable(value: str | None) -> str | None:
 
 def from_here(path: str | None) -> str | None:
     """A relative path means the driver's folder: a Ray worker runs in one of its own."""
-    if path is None or "://" in path:
+    if path is None:
         return path
     return str(Path(path).expanduser().absolute())
 

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.config import KnownNames, load_config
+from orchestrator.config_types import MOUNTED
 from orchestrator.errors import ConfigError, ExitCode, ResourceError, UserError
 from orchestrator.private import ensure_token
 from orchestrator.redact import redacted_text, secrets_of
@@ -119,11 +120,12 @@ def _refuse_local(tree: Mapping[str, Any]) -> None:
     if not Path(str(tree.get("runs_dir", "runs"))).is_absolute():
         faults.append("runs_dir is relative: give the folder that every node sees")
     path = dict(tree.get("data") or {}).get("path")
-    if isinstance(path, str) and "://" not in path and not Path(path).is_absolute():
-        faults.append("data.path is relative: give the path on the nodes")
     weights = dict(tree.get("model") or {}).get("weights")
-    if isinstance(weights, str) and "/" in weights and not weights.startswith("/"):
-        faults.append("model.weights is relative: give the path on the nodes")
+    for key, value in zip(_PATHS, (path, weights), strict=True):
+        if isinstance(value, str) and "://" in value:
+            faults.append(f"{key} is a URI: give {MOUNTED}")
+        elif isinstance(value, str) and _is_relative(value, key):
+            faults.append(f"{key} is relative: give the path on the nodes")
     if dict(tree.get("cluster") or {}).get("address") not in (None, "auto"):
         faults.append("cluster.address is set: a job joins the cluster that it runs on")
     if secrets_of(tree):
@@ -131,6 +133,11 @@ def _refuse_local(tree: Mapping[str, Any]) -> None:
     if faults:
         raise UserError("this configuration cannot be submitted", "", "; ".join(faults),
                         "mend it, or give the keys with --set")  # fmt: skip
+
+
+def _is_relative(path: str, key: str) -> bool:
+    """Weights without a slash may be a name of published ones."""
+    return not Path(path).is_absolute() and (key == "data.path" or "/" in path)
 
 
 class Jobs:

@@ -61,7 +61,8 @@ class DataSpec:
         name: a name in ``trainers.data`` (``digits``, ``parquet``, ``torchvision``).
         path: root of file-based sets.
         options: what the set takes besides (mean, std, augmentation, image size).
-        holdout: share of the training images kept for validation where the set has no test split.
+        holdout: share of the training images set aside, whatever splits the set has; read by
+            ``images_from: holdout`` alone. Accuracy is measured on the test split.
         max_images: at most so many images of each split, drawn once; None = all.
         on_bad_sample: ``stop`` at the first image that cannot be decoded, or ``skip`` it.
         max_bad_samples: how many images may be skipped.

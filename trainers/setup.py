@@ -117,21 +117,26 @@ def quantize(
         sample=sample.to(context.device),
         pins=pins,
         batchnorm=batchnorm,
-        options=QuantOptions(
-            weight_init="lsq+" if recipe.weight_init == "lsq_plus" else recipe.weight_init,
-            act_init=recipe.act_init,
-            step_range=recipe.step_clamp,
-            grad_scale=recipe.grad_scale,
-            negative_inputs=recipe.negative_inputs,
-            compiled=recipe.compile_quantizer,
-            merge_relu=recipe.merge_relu,
-            quantizer="lsq" if pact is None else "pact",
-            clip_start=None if pact is None else pact.clip_start,
-        ),
+        options=quant_options(recipe, pact),
     )
     network.set_world_size(context.world_size, accumulation=recipe.accumulate)
     run_as(network.model, recipe)
     return network
+
+
+def quant_options(recipe: QuantTrainingConfig, pact: PactConfig | None = None) -> QuantOptions:
+    """The quantizer that a recipe asks for; PACT's with ``pact``."""
+    return QuantOptions(
+        weight_init="lsq+" if recipe.weight_init == "lsq_plus" else recipe.weight_init,
+        act_init=recipe.act_init,
+        step_range=recipe.step_clamp,
+        grad_scale=recipe.grad_scale,
+        negative_inputs=recipe.negative_inputs,
+        compiled=recipe.compile_quantizer,
+        merge_relu=recipe.merge_relu,
+        quantizer="lsq" if pact is None else "pact",
+        clip_start=None if pact is None else pact.clip_start,
+    )
 
 
 def start_steps(

@@ -103,7 +103,7 @@ def train_policy(
     if done is not None:
         return done
     recipe: TrainConfig = spec.config
-    pins, choices = _fixed_bits(policy, costs)
+    pins, choices = fixed_bits(policy, costs)
     pact = recipe.pact if recipe.quantizer == "pact" else None
     network = quantize(
         make_network(spec, context), data, choices, recipe, spec, context, pins=pins, pact=pact
@@ -245,10 +245,14 @@ def _inherit_steps(network: QuantNetwork, path: Path, policy: Policy) -> None:
         bank.set_step(bits.act_bits, values[name, "act", bits.act_bits])
 
 
-def _fixed_bits(
+def fixed_bits(
     policy: Policy, costs: CostTable
 ) -> tuple[tuple[tuple[str, int, int], ...], BitChoices]:
-    """Pins of the pinned layers, and one candidate pair for each of the others."""
+    """What ``quantize_network`` is asked for to hold one policy, without any choice left.
+
+    Returns:
+        Pins of the pinned layers, and one candidate pair for each of the others.
+    """
     import re
 
     pinned = {layer.name for layer in costs if layer.pinned is not None}

@@ -2,7 +2,13 @@
 
 from trainers.data.batches import Batch, BatchPlan, balanced_fraction, evaluation_batches
 from trainers.data.images import ImageData, ImageSet, InMemoryImages, Normalisation
-from trainers.data.sources import data_names, input_shape, load_data, source_fingerprint
+from trainers.data.sources import (
+    data_names,
+    input_rule,
+    input_shape,
+    load_data,
+    source_fingerprint,
+)
 
 __all__ = [
     "Batch",
@@ -14,6 +20,7 @@ __all__ = [
     "balanced_fraction",
     "data_names",
     "evaluation_batches",
+    "input_rule",
     "input_shape",
     "load_data",
     "source_fingerprint",

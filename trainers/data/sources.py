@@ -11,6 +11,7 @@ import difflib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,12 +25,15 @@ from trainers.data.options import (
     refuse_skipping,
     root_of,
     small_augment,
+    view_of,
 )
 from trainers.data.splits import at_most, complement, split
 from trainers.errors import DataError
 from trainers.phases import DataSpec
 from trainers.seeds import derive
 
+# Of the grey levels of all digits: 0.3053 and 0.3760.
+_DIGITS = Normalisation(mean=(0.305,), std=(0.376,))
 # Sets that are decoded image by image; the others are in memory.
 ON_DEMAND = ("imagefolder", "imagenet_parquet")
 
@@ -76,7 +80,7 @@ def _digits(spec: DataSpec, seed: int) -> ImageData:
     pixels = torch.from_numpy(raw.images * (255.0 / 16.0)).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(raw.target).long()
     test_at = balanced_fraction(labels, 0.25, derive(0, "digits-test"))
-    everything = InMemoryImages(pixels, labels, Normalisation(mean=(0.305,), std=(0.376,)))
+    everything = InMemoryImages(pixels, labels, _DIGITS)
     return split(
         everything.subset(complement(len(labels), test_at)),
         everything.subset(test_at),
@@ -156,6 +160,30 @@ def input_shape(spec: DataSpec) -> tuple[int, int, int]:
     """
     _check_name(spec.name)
     return _SHAPES[spec.name](spec)
+
+
+def input_rule(spec: DataSpec) -> dict[str, Any]:
+    """What an image goes through before a network sees it in an evaluation; nothing is read.
+
+    Returns:
+        ``mean`` and ``std``, a number a channel, of pixels divided by 255; for sets of images of
+        any size also ``interpolation``, ``shorter_side`` (pixels after the resize) and ``crop``
+        (side of the central square).
+
+    Raises:
+        DataError: unknown name, or a wrong option.
+    """
+    _check_name(spec.name)
+    rule: dict[str, Any] = {}
+    normalisation = _DIGITS if spec.name == "digits" else normalisation_of(spec)
+    if spec.name in ON_DEMAND:
+        view = view_of(spec)
+        rule = {
+            "interpolation": view.interpolation,
+            "shorter_side": view.eval_resize,
+            "crop": view.resolution,
+        }
+    return {**rule, "mean": list(normalisation.mean), "std": list(normalisation.std)}
 
 
 def source_fingerprint(spec: DataSpec) -> str:

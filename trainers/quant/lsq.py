@@ -62,6 +62,11 @@ def lsq(
     return o
 
 
+def codes_of(v: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
+    """The whole numbers that ``lsq`` multiplies by ``step``, as floats of the shape of ``v``."""
+    return torch.div(v, step).round_().clamp_(qn, qp)
+
+
 def scale_of_gradient(num_elements: int, qp: int) -> float:
     """LSQ's g = 1 / sqrt(numel * Qp), which keeps the step's update in proportion to its value."""
     return 1.0 / math.sqrt(num_elements * qp)
@@ -106,7 +111,7 @@ def _is_narrow(v: Tensor) -> bool:
 
 
 def _levels(v: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
-    return torch.div(v, step).round_().clamp_(qn, qp).mul_(step)
+    return codes_of(v, step, qn, qp).mul_(step)
 
 
 def _forward(v: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:

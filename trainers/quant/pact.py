@@ -48,14 +48,28 @@ def pact(v: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
 
 def dorefa(w: Tensor, bits: int) -> Tensor:
     """``w`` at ``bits`` by DoReFa's rule, its scale put back; straight through the rounding."""
-    t = torch.tanh(w)
-    scale = t.detach().abs().max().clamp_min(torch.finfo(w.dtype).tiny)
+    u, scale = _between_0_and_1(w)
     levels = 2**bits - 1
-    u = t / (2 * scale) + 0.5
     rounded = torch.round(u * levels) / levels
     # In this order the forward value is the rounded one exactly.
     o: Tensor = scale * (2 * ((u - u.detach()) + rounded.detach()) - 1)
     return o
+
+
+def dorefa_codes(w: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """What ``dorefa`` is made of: its whole numbers k from 0 to n, as floats, and the scale m.
+
+    ``m * (2 * (k / n) - 1)`` in this order and in float32 is what ``dorefa`` gives.
+    """
+    u, scale = _between_0_and_1(w)
+    return torch.round(u * (2**bits - 1)), scale
+
+
+def _between_0_and_1(w: Tensor) -> tuple[Tensor, Tensor]:
+    """DoReFa's u, and m, which takes no part in the gradient."""
+    t = torch.tanh(w)
+    scale = t.detach().abs().max().clamp_min(torch.finfo(w.dtype).tiny)
+    return t / (2 * scale) + 0.5, scale
 
 
 class PactBank(StepBank):

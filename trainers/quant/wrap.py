@@ -6,14 +6,15 @@ two step banks; the answer is a handle that knows all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from solvers.tables import BitChoices
 from trainers.errors import ModelError
-from trainers.quant.bank import StepBank
+from trainers.quant.bank import RangeKind, StepBank
 from trainers.quant.batchnorm import BatchNormMode, SwitchableBatchNorm
 from trainers.quant.handle import QuantNetwork
 from trainers.quant.layers import QuantConv2d, QuantLayer, QuantLinear
@@ -22,7 +23,7 @@ from trainers.quant.options import QuantOptions
 from trainers.quant.pact import DorefaBank, PactBank
 from trainers.quant.pins import Pin, resolve_pins
 from trainers.quant.ranges import trace_ranges
-from trainers.quant.tracing import NetworkTrace
+from trainers.quant.tracing import NetworkTrace, trace_network
 
 _SWAPPED = (nn.Conv2d, nn.Linear)
 
@@ -35,6 +36,7 @@ def quantize_network(
     pins: Sequence[Pin] = (),
     batchnorm: BatchNormMode = "shared",
     options: QuantOptions | None = None,
+    kinds: Mapping[str, RangeKind] | None = None,
 ) -> QuantNetwork:
     """Quantize ``model`` in place; it starts in full precision, its pinned layers at their pins.
 
@@ -47,13 +49,20 @@ def quantize_network(
             wins; first and last layer are 8/8 unless a pin says otherwise; 0 is full precision.
         batchnorm: ``shared``, or ``switchable`` with one copy per candidate bit-width.
         options: see ``QuantOptions``.
+        kinds: range of every layer's input as an earlier wrapping found it; ``sample`` then gives
+            the shape alone. None = found on ``sample``.
 
     Raises:
         ModelError: nothing to quantize, a shared layer, a subclass whose own forward would be
-            lost, a pin that matches nothing, or negative inputs where they are refused.
+            lost, a pin that matches nothing, negative inputs where they are refused, or
+            ``kinds`` of another network.
     """
     options = options or QuantOptions()
-    trace, kinds = trace_ranges(model, sample, options)
+    if kinds is None:
+        trace, kinds = trace_ranges(model, sample, options)
+    else:
+        trace = trace_network(model, sample)
+        _check_kinds(kinds, trace)
     pinned = resolve_pins(trace.order, pins)
     _check_types(model, trace)
     device = sample.device
@@ -101,6 +110,15 @@ def _check_types(model: nn.Module, trace: NetworkTrace) -> None:
                 f"layer {name!r} is a {type(module).__name__}: its own forward would be lost; "
                 "only plain Conv2d and Linear can be quantized"
             )
+
+
+def _check_kinds(kinds: Mapping[str, RangeKind], trace: NetworkTrace) -> None:
+    known = get_args(RangeKind)
+    if set(kinds) != set(trace.order) or not set(kinds.values()) <= set(known):
+        raise ModelError(
+            f"ranges are given for {len(kinds)} layers and the network calls {len(trace.order)}: "
+            f"they must be the same layers, each range one of {', '.join(known)}"
+        )
 
 
 def _wrap(module: nn.Module, weight_bank: StepBank, act_bank: StepBank) -> QuantLayer:
