@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from orchestrator.config_schema import ExperimentConfig
@@ -181,11 +181,16 @@ def _keys(section: str) -> KeyPath:
 
 
 def _about_controls(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Contradiction]:
-    """Controls made from indicators need a method that learns them; only if written out."""
+    """Controls made from indicators need a method that learns them; only if chosen.
+
+    The default names them for every method, and a stored configuration writes the default out.
+    """
+    (default,) = (f.default for f in fields(config) if f.name == "controls")
+    chosen = "controls" in body and config.controls != default
     from_indicators = [c for c in config.controls if c in ("reversed", "initial")]
     found: list[Contradiction] = []
     path: KeyPath = ("controls",)
-    if from_indicators and "controls" in body and not config.learns_indicators:
+    if from_indicators and chosen and not config.learns_indicators:
         what = f"{from_indicators} with method {config.method!r}, which learns no indicators"
         allowed = "uniform, random, or limpq beside them"
         found.append(Contradiction(path, what, allowed, beside=(("method",),)))

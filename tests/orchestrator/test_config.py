@@ -205,6 +205,13 @@ def test_a_wrong_override_is_a_problem_of_set(tmp_path: Path, override: str) -> 
     assert problem.line is None
 
 
+@pytest.mark.parametrize("method", ["uniform", "metamix\nbits: {weight: [4], act: [2, 4]}"])
+def test_a_method_without_indicators_reads_back_too(tmp_path: Path, method: str) -> None:
+    config = load_config(_write(tmp_path, f"{GOOD}method: {method}\n"), names=NAMES).config
+    again = load_config(_write(tmp_path, dump_config(config)), names=NAMES).config
+    assert again == config
+
+
 def test_the_resolved_dump_reads_back_equal(tmp_path: Path) -> None:
     config = load_config(_write(tmp_path, GOOD), ("seed=7",), NAMES).config
     again = load_config(_write(tmp_path, dump_config(config)), names=NAMES).config
