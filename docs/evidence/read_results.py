@@ -65,7 +65,7 @@ def cells_of(run: Run, step: str, learned: Run, tensor: str, bits: int) -> list[
     """The layers of one measurement at one width, in execution order."""
     found, columns = run["sensitivity"][step], run["sensitivity"][step]["cells"]
     known = {(r[0], r[1], r[2]): r[3] for r in learned["importance"]["limpq, learned"]}
-    base = found["metrics"]["full_precision_loss"]
+    base = found["metrics"]["evidence/full_precision_loss"]
     names = ("layer", "tensor", "bits", "loss", "loss_after", "step", "step_after")
     rows = zip(*(columns[name] for name in names), strict=True)
     return [
