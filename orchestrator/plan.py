@@ -35,7 +35,7 @@ STEP_VERSIONS = {
     "pretrain": 1,
     "limpq.indicators": 3,
     "metamix.meta": 1,
-    "metamix.bit_selection": 1,
+    "metamix.bit_selection": 2,
     "metamix.drift": 1,
     "metamix.distributions": 1,
     "hessian": 1,

@@ -144,7 +144,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             "reached": target.shown(found.cost),
             "reached_share": found.cost / target.bound,
             "argmax_share": target.cost_of(argmax) / target.bound,
-            "expected_share": expected / target.bound,
+            "expected_share": (target.constant + expected) / target.bound,
             "changed_layers": float(len(found.changed)),
         },
         cost=meter.total(),
