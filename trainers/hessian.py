@@ -66,6 +66,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             own = torch.zeros(len(weights), dtype=torch.float64)
             # A rank's images are every world_size-th; batches follow the same order on each.
             for start in range(context.rank, num_images, config.batch_size):
+                context.alive()
                 stop = min(start - context.rank + config.batch_size, num_images)
                 images, labels = data.train.batch(
                     torch.arange(start, stop, context.world_size), None

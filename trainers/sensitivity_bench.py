@@ -74,9 +74,9 @@ class Bench:
                 f"asked for; there are {len(at)} and {len(order)}"
             )
         device = context.device
-        self.batches = decoded(held, at[: config.images], config.batch, device)
+        self.batches = decoded(held, at[: config.images], config.batch, context)
         self.norm_batches = decoded(
-            self.data.train, order[: config.bn_images], config.batch, device
+            self.data.train, order[: config.bn_images], config.batch, context
         )
         starts = [x.to(device) for x, _ in islice(self.plan.epoch(0), config.init_batches)]
         self.network.initialize(starts, mean_over_ranks=lambda value: value)
@@ -120,9 +120,9 @@ class Bench:
 
     def _measured(self) -> Measured:
         if self.norm_batches:
-            refresh_norms(self.network.model, self.norm_batches)
+            refresh_norms(self.network.model, self.norm_batches, self.context.alive)
         self.meter.images += self._images((*self.norm_batches, *self.batches))
-        return measure(self.network.model, self.batches)
+        return measure(self.network.model, self.batches, self.context.alive)
 
     @staticmethod
     def _images(batches: Sequence[Any]) -> int:
@@ -144,6 +144,7 @@ class Bench:
                 while update < self.updates:
                     epoch, first = divmod(update, self.plan.num_batches)
                     for images, labels in self.plan.epoch(epoch, first):
+                        self.context.alive()
                         logits = network.model(images.to(device))
                         loss = F.cross_entropy(
                             logits, labels.to(device), label_smoothing=config.label_smoothing

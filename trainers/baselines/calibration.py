@@ -83,6 +83,7 @@ class Calibration:
         ranks, device = self.context.world_size, self.context.device
         for start in range(0, len(self.indices), self.batch_size):
             mine = self.indices[start : start + self.batch_size][self.context.rank :: ranks]
+            self.context.alive()
             if len(mine):
                 images, labels = self.data.train.batch(mine, None)
                 yield images.to(device), labels.to(device)
