@@ -33,7 +33,7 @@ from trainers.sources import SOURCES
 STEP_VERSIONS = {
     "costs": 1,
     "pretrain": 1,
-    "limpq.indicators": 3,
+    "limpq.indicators": 4,
     "metamix.meta": 1,
     "metamix.bit_selection": 2,
     "metamix.drift": 1,
@@ -41,7 +41,7 @@ STEP_VERSIONS = {
     "hessian": 1,
     "sensitivity": 1,
     "sweep": 1,
-    "weight_training": 1,
+    "weight_training": 2,
     **{source.phase: source.version for source in SOURCES},
 }
 
