@@ -148,10 +148,10 @@ def _scale(bank: StepBank, numel: int) -> float:
 
 @contextmanager
 def _watched(network: QuantNetwork, moments: dict[str, _Moments]) -> Iterator[dict[str, int]]:
-    """Layer name -> elements that its input's quantizer reads in a pass; sums of the input go to
-    ``moments``.
+    """Layer name -> elements its input's quantizer reads in a pass; sums go to ``moments``.
 
-    The two differ where padding is quantized together with the input (``trainers/quant/layers.py``).
+    Those are of the input itself, without the padding that a quantizer may read besides
+    (``trainers/quant/layers.py``).
     """
     sizes: dict[str, int] = {}
 
