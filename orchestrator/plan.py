@@ -39,8 +39,8 @@ STEP_VERSIONS = {
     "metamix.drift": 1,
     "metamix.distributions": 1,
     "hessian": 1,
-    "sensitivity": 1,
-    "sweep": 1,
+    "sensitivity": 2,
+    "sweep": 2,
     "weight_training": 2,
     **{source.phase: source.version for source in SOURCES},
 }
