@@ -54,7 +54,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         return done
     config: HessianConfig = spec.config
     names = load_costs(Path(spec.inputs["costs"])).names
-    data = make_data(spec)
+    data = make_data(spec, context)
     model = make_network(spec, context)
     weights = [model.get_parameter(f"{name}.weight") for name in names]
     num_images = min(config.images, len(data.train))

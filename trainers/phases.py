@@ -65,7 +65,7 @@ class DataSpec:
             ``images_from: holdout`` alone. Accuracy is measured on the test split.
         max_images: at most so many images of each split, drawn once; None = all.
         on_bad_sample: ``stop`` at the first image that cannot be decoded, or ``skip`` it.
-        max_bad_samples: how many images may be skipped.
+        max_bad_samples: how many images a step may skip, over all ranks.
     """
 
     name: str

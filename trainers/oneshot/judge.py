@@ -100,7 +100,7 @@ def make_judge(
     """
     if spec.choices is None:
         raise ModelError("judging policies needs candidate bit-widths")
-    data = make_data(spec)
+    data = make_data(spec, context)
     network = load_joint(Path(spec.inputs["joint"]), data, spec.choices, spec, context)
     if config.norms == "mean":
         network.merge_batchnorm("mean")
