@@ -88,7 +88,8 @@ class DataConfig:
             ``mpq run --rehearse`` sets.
         on_bad_sample: an image that cannot be decoded ``stop``s the run with its file and row, or
             is ``skip``ped and listed in the record (sets that are decoded on demand). Ours.
-        max_bad_samples: how many images may be skipped before the run stops after all.
+        max_bad_samples: how many images a step may skip, over all workers, before it stops after
+            all.
     """
 
     __pydantic_config__ = CLOSED
@@ -141,8 +142,8 @@ class PinConfig:
 
     Attributes:
         match: regular expression that the whole layer name must match.
-        weight_bits: fixed bits of the weight; 0 leaves it in full precision.
-        act_bits: fixed bits of the input; 0 leaves it in full precision.
+        weight_bits: fixed bits of the weight, 2 or more; 0 leaves it in full precision.
+        act_bits: fixed bits of the input, 2 or more; 0 leaves it in full precision.
     """
 
     __pydantic_config__ = CLOSED

@@ -62,6 +62,12 @@ def _widths(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
+def _pinned(value: int) -> int:
+    if value == 1:
+        raise PydanticCustomError("mpq_allowed", f"0 (full precision), or 2 to {MAX_BITS}")
+    return value
+
+
 def _unique(value: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(value)) != len(value):
         raise PydanticCustomError("mpq_allowed", "every entry once")
@@ -149,7 +155,7 @@ WeightsSource = Annotated[str | None, AfterValidator(_weights)]
 AccountingName = Annotated[str, AfterValidator(_accounting)]
 Unique = AfterValidator(_unique)
 Bits = Annotated[int, Ge(2), Le(MAX_BITS)]
-PinBits = Annotated[int, Ge(0), Le(MAX_BITS)]
+PinBits = Annotated[int, Ge(0), Le(MAX_BITS), AfterValidator(_pinned)]
 Width = Annotated[int, Ge(2), Le(FULL_PRECISION_BITS)]
 Candidates = Annotated[
     tuple[Width, ...], MinLen(1), AfterValidator(_ascending), AfterValidator(_widths)

@@ -47,6 +47,7 @@ def contradictions(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Co
     return [
         *_about_weights(config),
         *_about_bits(config),
+        *_about_bit_searches(config),
         *_about_cells(config),
         *_about_workers(config),
         *_about_schedule("pretrain", config.pretrain),
@@ -92,6 +93,42 @@ def _about_bits(config: ExperimentConfig) -> list[Contradiction]:
     return []
 
 
+def _about_bit_searches(config: ExperimentConfig) -> list[Contradiction]:
+    """What MetaMix and EdMIPS refuse once they run, hours after the start."""
+    edmips = [source.name for source, _ in config.asked_sources if source.name == "edmips"]
+    by_method: list[KeyPath] = [("method",)] if config.method == "metamix" else []
+    searches: list[KeyPath] = [*by_method, *(("sources", name) for name in edmips)]
+    if not searches:
+        return []
+    who = " and ".join(["method metamix"] * len(by_method) + [f"sources.{n}" for n in edmips])
+    bits = config.bits
+    found: list[Contradiction] = []
+    if bits.tied:
+        allowed = "false: weights and activations are searched apart"
+        found.append(
+            Contradiction(("bits", "tied"), f"true with {who}", allowed, beside=(*searches,))
+        )
+    if len(bits.weight) == len(bits.act) == 1:
+        what = f"{list(bits.act)} beside weight {list(bits.weight)}, with {who}"
+        allowed = "several widths, here or for weight: otherwise there is nothing to search"
+        beside: tuple[KeyPath, ...] = (("bits", "weight"), *searches)
+        found.append(Contradiction(("bits", "act"), what, allowed, beside=beside))
+    meta = config.metamix.meta
+    if by_method and not config.metamix.search.fixed_meta_state:
+        beside = (("metamix", "search", "fixed_meta_state"), ("method",))
+        if meta.accumulate > 1:
+            allowed = "1 where search.fixed_meta_state is false: two updates share one pass"
+            path: KeyPath = ("metamix", "meta", "accumulate")
+            found.append(Contradiction(path, str(meta.accumulate), allowed, beside=beside))
+        if meta.precision == "fp16":
+            allowed = (
+                "bf16 or fp32 where search.fixed_meta_state is false: two updates share one pass"
+            )
+            path = ("metamix", "meta", "precision")
+            found.append(Contradiction(path, "fp16", allowed, beside=beside))
+    return found
+
+
 def _about_cells(config: ExperimentConfig) -> list[Contradiction]:
     search = config.search
     found: list[Contradiction] = []
@@ -116,20 +153,30 @@ def _about_cells(config: ExperimentConfig) -> list[Contradiction]:
 def _about_workers(config: ExperimentConfig) -> list[Contradiction]:
     found: list[Contradiction] = []
     workers = config.cluster.num_workers
-    batches: dict[str, int | None] = {
-        "pretrain": config.pretrain.batch_size if config.pretrain else None,
-        "indicators": config.indicators.batch_size if config.learns_indicators else None,
-        "metamix.meta": config.metamix.meta.batch_size if config.method == "metamix" else None,
-        "train": config.train.batch_size,
-        **{name: recipe.batch_size for name, recipe in _other_trainings(config).items()},
+    shared: dict[str, OptimizerConfig | None] = {
+        "pretrain": config.pretrain,
+        "indicators": config.indicators if config.learns_indicators else None,
+        "metamix.meta": config.metamix.meta if config.method == "metamix" else None,
+        "train": config.train,
+        **_other_trainings(config),
     }
-    for section, batch_size in batches.items():
-        if batch_size is not None and batch_size % workers:
+    alone = _sensitivity(config)
+    for section, recipe in (shared | alone).items():
+        if recipe is None:
+            continue
+        ranks = 1 if section in alone else workers
+        beside: tuple[KeyPath, ...] = () if section in alone else (("cluster", "num_workers"),)
+        path: KeyPath = (*_keys(section), "batch_size")
+        if recipe.batch_size % ranks:
             allowed = f"a multiple of cluster.num_workers, {workers}: batch sizes are global"
-            path: KeyPath = (*_keys(section), "batch_size")
-            found.append(
-                Contradiction(path, str(batch_size), allowed, beside=(("cluster", "num_workers"),))
-            )
+            found.append(Contradiction(path, str(recipe.batch_size), allowed, beside=beside))
+        elif recipe.batch_size % (ranks * recipe.accumulate):
+            parts = f"accumulate, {recipe.accumulate}"
+            if ranks > 1:
+                parts = f"cluster.num_workers x accumulate, {ranks} x {recipe.accumulate}"
+            allowed = f"a multiple of {parts}: parts are equal"
+            beside = (*beside, (*_keys(section), "accumulate"))
+            found.append(Contradiction(path, str(recipe.batch_size), allowed, beside=beside))
     return found
 
 
@@ -206,10 +253,20 @@ def _about_controls(config: ExperimentConfig, body: Mapping[str, Any]) -> list[C
 
 
 def _about_sources(config: ExperimentConfig) -> list[Contradiction]:
-    """A source that aims at one limit cannot be held to several at once."""
+    """One limit where a source aims at one, and held-out images where it wants them."""
+    unheld = [
+        Contradiction(
+            ("sources", source.name, "images_from"),
+            "holdout without data.holdout",
+            "train, or a share of the training images as data.holdout",
+            beside=(("data", "holdout"),),
+        )
+        for source, recipe in config.asked_sources
+        if getattr(recipe, "images_from", None) == "holdout" and not config.data.holdout
+    ]
     single = [source.name for source, _ in config.asked_sources if source.takes_one_limit]
     trained = config.search.train_limits
-    return [
+    return unheld + [
         Contradiction(
             ("sources", name),
             f"a section beside search.limits.{index}, {sorted(limits)}",

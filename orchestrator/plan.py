@@ -33,15 +33,15 @@ from trainers.sources import SOURCES
 STEP_VERSIONS = {
     "costs": 1,
     "pretrain": 1,
-    "limpq.indicators": 3,
+    "limpq.indicators": 4,
     "metamix.meta": 1,
-    "metamix.bit_selection": 1,
+    "metamix.bit_selection": 2,
     "metamix.drift": 1,
     "metamix.distributions": 1,
     "hessian": 1,
-    "sensitivity": 1,
-    "sweep": 1,
-    "weight_training": 1,
+    "sensitivity": 2,
+    "sweep": 2,
+    "weight_training": 2,
     **{source.phase: source.version for source in SOURCES},
 }
 

@@ -8,6 +8,7 @@ cause if freeing it saves something of a clashing limit, or makes everything fit
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -162,6 +163,7 @@ def _causes(
             importance=None,
             accounting=problem.accounting,
         )
+        free = _without_erased(free, problem)
         # A level is the cost of the network with its pins: the asked-for heights are kept.
         free = free.with_bounds([c.bound for c in problem.ceilings])
         saves = [least[k] - reach_of(free, free.ceilings[k])[0] for k in clash]
@@ -179,6 +181,31 @@ def _causes(
             found.append((shares[best], cause))
     found.sort(key=lambda pair: (not pair[1].is_enough, -pair[0], pair[1].name))
     return tuple(cause for _, cause in found)
+
+
+def _without_erased(free: Problem, problem: Problem) -> Problem:
+    """``free`` without the options that the rule ``erase`` forbids in ``problem``.
+
+    Nothing was learned about a layer that is pinned there, so nothing is forbidden to it here.
+    """
+    if problem.indicators is None:
+        return free
+    values = problem.indicators.values
+    units, cost, use = [], [], []
+    for unit, of_unit, rows in zip(free.units, free.cost, free.use, strict=True):
+        kept = [
+            all(
+                math.isfinite(values.get((layer.name, tensor, bits), 0.0))
+                for layer in unit.layers
+                for tensor, bits in (("weight", o.weight_bits), ("act", o.act_bits))
+            )
+            for o in unit.options
+        ]
+        options = tuple(o for o, is_kept in zip(unit.options, kept, strict=True) if is_kept)
+        units.append(replace(unit, options=options))
+        cost.append(of_unit[kept])
+        use.append(rows[:, kept])
+    return replace(free, units=tuple(units), cost=tuple(cost), use=tuple(use))
 
 
 def _freed(costs: CostTable) -> list[tuple[str, str, CostTable]]:

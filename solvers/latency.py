@@ -8,6 +8,7 @@ so that sums are exact and a limit is never exceeded by rounding.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -16,6 +17,8 @@ from solvers.errors import TableError
 from solvers.tables import LayerBits
 
 PS_PER_US = 1_000_000
+# Written out as an integer, a number of a few characters can fill the memory.
+_HUGE_EXPONENT = re.compile(r"[eE][+-]?[0-9_]{4,}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +68,12 @@ def latency_ps_from_us(value: float | int | str, where: str) -> int:
     """Picoseconds, rounded up, of a latency in microseconds.
 
     Raises:
-        TableError: it is not a finite number, 0 or more.
+        TableError: it is not a finite number, 0 or more, its exponent of three digits at most.
     """
+    if _HUGE_EXPONENT.search(str(value)):
+        raise TableError(
+            f"{where}: latency_us is {value!r}; its exponent may have three digits at most"
+        )
     try:
         us = Fraction(str(value).strip())
     except (ValueError, ZeroDivisionError):

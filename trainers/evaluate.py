@@ -54,6 +54,7 @@ def evaluate(
             context.world_size,
             pinned=context.device.startswith("cuda"),
         ):
+            context.alive()
             logits = model(x.to(context.device, non_blocking=True)).float()
             target = y.to(context.device, non_blocking=True)
             meter.forward(len(target))
@@ -102,6 +103,7 @@ def reestimate_batchnorm(
                 norm.train()
             seen = 0
             for x, _ in batches:
+                context.alive()
                 model(x.to(context.device))
                 meter.forward(len(x))
                 seen += len(x) * context.world_size

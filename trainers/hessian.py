@@ -54,7 +54,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         return done
     config: HessianConfig = spec.config
     names = load_costs(Path(spec.inputs["costs"])).names
-    data = make_data(spec)
+    data = make_data(spec, context)
     model = make_network(spec, context)
     weights = [model.get_parameter(f"{name}.weight") for name in names]
     num_images = min(config.images, len(data.train))
@@ -66,6 +66,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             own = torch.zeros(len(weights), dtype=torch.float64)
             # A rank's images are every world_size-th; batches follow the same order on each.
             for start in range(context.rank, num_images, config.batch_size):
+                context.alive()
                 stop = min(start - context.rank + config.batch_size, num_images)
                 images, labels = data.train.batch(
                     torch.arange(start, stop, context.world_size), None

@@ -65,7 +65,7 @@ class DataSpec:
             ``images_from: holdout`` alone. Accuracy is measured on the test split.
         max_images: at most so many images of each split, drawn once; None = all.
         on_bad_sample: ``stop`` at the first image that cannot be decoded, or ``skip`` it.
-        max_bad_samples: how many images may be skipped.
+        max_bad_samples: how many images a step may skip, over all ranks.
     """
 
     name: str
@@ -117,7 +117,10 @@ class PhaseContext:
         device: torch device string of this rank.
         report: called on every rank once an epoch, the same number of times on each.
         progress: called now and then on any rank, for people; no barrier, nothing depends on it.
-        should_stop: asked between steps; true once the driver wants a checkpoint and an end.
+        should_stop: asked between steps; true once the driver wants a checkpoint and an end. Asking
+            is a sign of life too.
+        alive: told between two batches wherever nobody asks ``should_stop`` for long (an
+            evaluation): without a sign of life a worker counts as hung and is ended.
     """
 
     step_dir: Path
@@ -127,6 +130,7 @@ class PhaseContext:
     report: Report = _ignore
     progress: Report = _ignore
     should_stop: Callable[[], bool] = lambda: False
+    alive: Callable[[], None] = lambda: None
 
     @classmethod
     def alone(cls, step_dir: Path) -> PhaseContext:

@@ -28,10 +28,12 @@ def save_result(path: Path, result: PhaseResult) -> None:
 def finish_phase(step_dir: Path, result: PhaseResult) -> None:
     """Write the result of a phase that reached its end; its checkpoints are no longer needed.
 
-    Two checkpoints of weights and momentum are four times the network, for every policy trained.
+    Two checkpoints of weights and momentum are four times the network, for every policy trained
+    and every training of an experiment that has several, each in a folder of its own.
     """
     save_result(step_dir / "result.json", result)
-    Checkpoints(step_dir / "checkpoints", rank=0).clear()
+    for folder in (step_dir / "checkpoints", *step_dir.glob("*/checkpoints")):
+        Checkpoints(folder, rank=0).clear()
 
 
 def load_result(path: Path) -> PhaseResult | None:

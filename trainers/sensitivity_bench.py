@@ -50,7 +50,7 @@ class Bench:
         self.config, self.meter, self.context = config, meter, context
         # Alone: a cell is one rank's, its batches and gradients are not shared out.
         alone = replace(context, rank=0, world_size=1)
-        self.data: ImageData = make_data(spec)
+        self.data: ImageData = make_data(spec, context)
         bits = tuple(sorted(set(config.bits)))
         self.network = quantize(
             make_network(spec, context),
@@ -74,9 +74,9 @@ class Bench:
                 f"asked for; there are {len(at)} and {len(order)}"
             )
         device = context.device
-        self.batches = decoded(held, at[: config.images], config.batch, device)
+        self.batches = decoded(held, at[: config.images], config.batch, context)
         self.norm_batches = decoded(
-            self.data.train, order[: config.bn_images], config.batch, device
+            self.data.train, order[: config.bn_images], config.batch, context
         )
         starts = [x.to(device) for x, _ in islice(self.plan.epoch(0), config.init_batches)]
         self.network.initialize(starts, mean_over_ranks=lambda value: value)
@@ -120,9 +120,9 @@ class Bench:
 
     def _measured(self) -> Measured:
         if self.norm_batches:
-            refresh_norms(self.network.model, self.norm_batches)
+            refresh_norms(self.network.model, self.norm_batches, self.context.alive)
         self.meter.images += self._images((*self.norm_batches, *self.batches))
-        return measure(self.network.model, self.batches)
+        return measure(self.network.model, self.batches, self.context.alive)
 
     @staticmethod
     def _images(batches: Sequence[Any]) -> int:
@@ -131,6 +131,7 @@ class Bench:
     def _train(self, cell: Cell, bank: StepBank) -> None:
         """Move the step, and the layer's weights if asked to, over the plan's first batches."""
         config, network, device = self.config, self.network, self.context.device
+        parts = config.accumulate
         learning: list[nn.Parameter] = [bank.steps]
         if config.train == "step_and_weights":
             learning.append(network.model.get_parameter(f"{cell.layer}.weight"))
@@ -144,14 +145,17 @@ class Bench:
                 while update < self.updates:
                     epoch, first = divmod(update, self.plan.num_batches)
                     for images, labels in self.plan.epoch(epoch, first):
-                        logits = network.model(images.to(device))
-                        loss = F.cross_entropy(
-                            logits, labels.to(device), label_smoothing=config.label_smoothing
-                        )
-                        if not math.isfinite(loss.item()):
-                            raise DivergedError(f"the loss is {loss.item()} at update {update}")
+                        self.context.alive()
                         optimizer.zero_grad(set_to_none=True)
-                        loss.backward()
+                        for x, y in zip(*(t.chunk(parts) for t in (images, labels)), strict=True):
+                            loss = F.cross_entropy(
+                                network.model(x.to(device)),
+                                y.to(device),
+                                label_smoothing=config.label_smoothing,
+                            )
+                            if not math.isfinite(loss.item()):
+                                raise DivergedError(f"the loss is {loss.item()} at update {update}")
+                            (loss / parts).backward()
                         if config.clip_grad_value is not None:
                             torch.nn.utils.clip_grad_value_(learning, config.clip_grad_value)
                         set_learning_rate(

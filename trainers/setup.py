@@ -156,6 +156,7 @@ def start_steps(
 
     def some() -> Iterator[Tensor]:
         for images, _ in islice(plan.epoch(0), recipe.init_batches):
+            context.alive()
             meter.forward(len(images))
             yield images.to(context.device)
 

@@ -103,6 +103,7 @@ _BASELINES = (
         needs=("weights",),
         about="bits learned by gradient together with shared weights",
         takes_one_limit=True,
+        version=2,
     ),
     Source(
         name="random_search",

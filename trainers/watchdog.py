@@ -1,9 +1,9 @@
 """Has a worker stopped getting on, or has another group taken its place?
 
 A worker that hangs (a collective whose peer is frozen, a file server that does not answer) is not
-dead, so nobody restarts it. Phases ask ``should_stop`` at every update; a thread here notices when
-they no longer do, writes every thread's stack to the step's folder, and ends the process, which
-the driver counts as a lost worker.
+dead, so nobody restarts it. Phases ask ``should_stop`` at every update and say ``alive`` at every
+batch they only measure; a thread here notices when they no longer do, writes every thread's stack
+to the step's folder, and ends the process, which the driver counts as a lost worker.
 
 A worker that was cut off from the cluster and comes back must not write beside the group that
 replaced it. Every group start leaves its token in the step's folder; a worker that finds another

@@ -60,9 +60,12 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     watchdog = Watchdog(settings["hang_s"], step_dir / f"hang-rank{rank}.txt")
     stop_request = StopRequest(Path(settings["run_dir"]))
 
-    def should_stop() -> bool:
+    def alive() -> None:
         watchdog.beat()
         fence.check()
+
+    def should_stop() -> bool:
+        alive()
         return stop_request()
 
     context = PhaseContext(
@@ -73,6 +76,7 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
         report=_reporter(step_dir, rank),
         progress=_teller(step_dir, rank),
         should_stop=should_stop,
+        alive=alive,
     )
     error: Exception | None = None
     watchdog.start()

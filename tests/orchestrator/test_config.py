@@ -116,6 +116,9 @@ def test_a_latency_limit_says_where_it_works(tmp_path: Path) -> None:
     assert "mpq sweep RUN --devices FILE" in problem.allowed
 
 
+METAMIX = "method: metamix\ncontrols: [uniform]\n"
+
+
 @pytest.mark.parametrize(
     ("extra", "key"),
     [
@@ -134,12 +137,47 @@ def test_a_latency_limit_says_where_it_works(tmp_path: Path) -> None:
             "search: {limits: [{weight_bytes: 1MB}]}",
             "search.limits.0",
         ),
+        ("train: {accumulate: 3}", "train.batch_size"),
+        (
+            "cluster: {num_workers: 2}\nindicators: {batch_size: 12, accumulate: 4}",
+            "indicators.batch_size",
+        ),
+        (
+            "evidence: {sensitivity: [{batch_size: 12, accumulate: 5}]}",
+            "evidence.sensitivity.0.batch_size",
+        ),
+        (f"{METAMIX}bits: {{tied: true}}", "bits.tied"),
+        ("sources: {edmips: {}}\nbits: {tied: true}", "bits.tied"),
+        (f"{METAMIX}bits: {{weight: [4], act: [4]}}", "bits.act"),
+        ("sources: {edmips: {}}\nbits: {weight: [32], act: [3]}", "bits.act"),
+        (
+            f"{METAMIX}metamix: {{meta: {{accumulate: 2}}, search: {{fixed_meta_state: false}}}}",
+            "metamix.meta.accumulate",
+        ),
+        (
+            f"{METAMIX}metamix: {{meta: {{precision: fp16}}, search: {{fixed_meta_state: false}}}}",
+            "metamix.meta.precision",
+        ),
+        ("sources: {fitted: {images_from: holdout}}", "sources.fitted.images_from"),
+        ("pins: [{match: fc, weight_bits: 1}]", "pins.0.weight_bits"),
+        ("pins: [{match: fc, act_bits: 1}]", "pins.0.act_bits"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
     tmp_path: Path, extra: str, key: str
 ) -> None:
     assert list(_problems(tmp_path, f"{GOOD}{extra}\n")) == [key]
+
+
+def test_pins_of_no_bits_or_several_are_read(tmp_path: Path) -> None:
+    pins = "pins: [{match: fc, weight_bits: 0, act_bits: 0}, {match: a, weight_bits: 2}]"
+    config = load_config(_write(tmp_path, f"{GOOD}{pins}\n"), names=NAMES).config
+    assert [(p.weight_bits, p.act_bits) for p in config.pins] == [(0, 0), (2, 8)]
+
+
+def test_parts_that_divide_every_share_are_no_contradiction(tmp_path: Path) -> None:
+    text = f"{GOOD}cluster: {{num_workers: 2}}\ntrain: {{batch_size: 24, accumulate: 4}}\n"
+    assert load_config(_write(tmp_path, text), names=NAMES).config.train.accumulate == 4
 
 
 def test_metamix_may_aim_at_a_size_where_it_searches_weights(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_latency_tables(tmp_path):
 @pytest.mark.parametrize(
     "row",
     ["a,2,2,-1", "a,2,2,nan", "a,2,2,inf", "a,0,2,1", "a,33,2,1", ",2,2,1", "a,2,2,", "a,x,2,1",
-     "a,2,2,1\na,2,2,1"],
+     "a,2,2,1\na,2,2,1", "a,2,2,1e60000000", "a,2,2,1E-0060000000", "a," + "9" * 5000 + ",2,1"],
 )  # fmt: skip
 def test_impossible_latencies(tmp_path, row):
     path: Path = tmp_path / "l.csv"

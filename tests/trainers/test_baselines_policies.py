@@ -350,6 +350,20 @@ def test_edmips_repairs_its_argmax_or_says_how_far_it_is_off(searching):
     assert repaired.changed
 
 
+def test_edmips_expects_of_the_whole_network(start, tmp_path):
+    # Logits that do not move: 14 / 3 bits of every searched tensor, beside what the pins take.
+    config = EdmipsConfig(
+        steps=1, batch_size=64, init_batches=2, alpha_lr=1e-12, lr=1e-9, alpha_init=0.0
+    )
+    result = run(start, tmp_path, "edmips", config, ("bitops_level=4x4",))
+    expected = sum(
+        s.num_macs * ((14 / 3) ** 2 if s.pinned is None else 64) for s in start[1].layers
+    )
+    assert result.metrics["expected_share"] == pytest.approx(
+        expected / result.metrics["target"], rel=1e-6
+    )
+
+
 def test_edmips_aims_at_one_limit_within_reach(start):
     def aim(*limits):
         return target_of(PolicySearch(source=EdmipsConfig(), limits=limits), start[1], CHOICES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from dataclasses import replace
@@ -12,13 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
+from solvers.storage import save_costs
+from solvers.tables import BitChoices
 from tests.trainers.pictures import OPTIONS, SIDE, equal, images, plan
+from trainers.baselines.config import HawqV2Config
+from trainers.checkpoint import save_tensors
+from trainers.costs import trace_costs
 from trainers.data import load_data, source_fingerprint
-from trainers.data.bad_samples import skipped_images
+from trainers.data.bad_samples import BadSamples, skipped_images
 from trainers.data.pack import PackSettings, pack_folder
 from trainers.data.views import decode
 from trainers.errors import DataError
-from trainers.phases import Cost, DataSpec, PhaseResult
+from trainers.models import build_model
+from trainers.phases import Cost, DataSpec, ModelSpec, PhaseContext, PhaseResult, PhaseSpec
+from trainers.registry import find_phase
 from trainers.results import load_result, save_result
 
 
@@ -69,6 +77,66 @@ def test_skipped_images_are_replaced_alike_listed_and_capped(folder, tmp_path):
         again.bad.write_to(tmp_path / "step", 0)
     with pytest.raises(DataError, match="3 of 2"):
         list(plan(load_data(replace(spec, max_bad_samples=2), 0)).epoch(0))
+
+
+def test_the_cap_is_over_all_ranks_and_the_message_says_how_to_go_on(tmp_path):
+    ranks = [BadSamples(2) for _ in range(3)]
+    for rank, bad in enumerate(ranks):
+        bad.write_to(tmp_path, rank)
+    ranks[0].note("a.jpg", "truncated")
+    ranks[1].note("a.jpg", "truncated")  # the same image counts once
+    ranks[1].note("b.jpg", "truncated")
+    with pytest.raises(DataError, match="3 of 2") as refused:
+        ranks[2].note("c.jpg", "truncated")
+    assert f"delete {tmp_path}/skipped-images-*.json" in str(refused.value)
+    with pytest.raises(DataError, match=r"3 of 2.*start again"):
+        BadSamples(2).write_to(tmp_path, 0)
+    for path in tmp_path.glob("skipped-images-*.json"):
+        path.unlink()
+    BadSamples(2).write_to(tmp_path, 0)
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "imagenet_parquet"])
+def test_a_file_server_that_does_not_answer_breaks_no_image(
+    name, folder, packed, tmp_path, monkeypatch
+):
+    root = folder if name == "imagefolder" else packed
+    spec = replace(images(name, root), on_bad_sample="skip", max_bad_samples=3)
+    data = load_data(spec, 0)
+    data.bad.write_to(tmp_path, 0)
+
+    def stale(*args, **more):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("trainers.data.image_folder.open", stale, raising=False)
+        broken.setattr("trainers.data.shards.os.pread", stale)
+        with pytest.raises(DataError, match=r"cannot be read: Stale file handle.*start again"):
+            data.train.batch(torch.tensor([5]), None)
+    assert skipped_images(tmp_path) == []
+    again = load_data(spec, 0)
+    again.bad.write_to(tmp_path, 0)
+    assert len(again.train.batch(torch.tensor([5]), None)[1]) == 1
+
+
+def test_a_phase_that_only_measures_leaves_broken_images_out_and_lists_them(folder, tmp_path):
+    root = copy(folder, tmp_path / "broken")
+    paths = [break_image(root, i) for i in (5, 6)]
+    model = ModelSpec(name="cifar_resnet8", options={"base_width": 4})
+    network = build_model(model)
+    save_tensors(tmp_path / "w.pt", network.state_dict())
+    costs = trace_costs(network, name=model.name, input_shape=(3, SIDE, SIDE))
+    save_costs(tmp_path / "costs.parquet", costs)
+    spec = PhaseSpec(
+        phase="baselines.hawq_v2", model=model, seed=0,
+        data=replace(images("imagefolder", root), on_bad_sample="skip", max_bad_samples=3),
+        config=HawqV2Config(images=30, batch_size=8, min_probes=2, max_probes=2),
+        inputs={"weights": str(tmp_path / "w.pt"), "costs": str(tmp_path / "costs.parquet")},
+        choices=BitChoices(weight_bits=(2, 4), act_bits=(2, 4)),
+    )  # fmt: skip
+    find_phase(spec.phase)(spec, PhaseContext.alone(tmp_path / "step"))
+    listed = load_result(tmp_path / "step" / "result.json").facts["skipped_images"]
+    assert [line.partition(": ")[0] for line in listed] == sorted(map(str, paths))
 
 
 def test_sets_in_memory_refuse_to_skip():

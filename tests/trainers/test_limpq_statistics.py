@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from solvers.tables import BitChoices
@@ -119,3 +122,53 @@ def test_gradients_are_those_of_the_loss_without_the_scale(network, tmp_path):
     for (layer, tensor), size in sizes.items():
         assert found[layer, tensor, 2] == pytest.approx(size, rel=1e-9)
     assert min(sizes.values()) > 0
+
+
+def test_what_training_passes_in_parts_is_passed_in_parts_here_too(network, tmp_path):
+    whole, _ = collected(network, tmp_path)
+    network.set_world_size(1, accumulation=4)
+    seen = []
+    network.model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    meter = Meter()
+    rows = collect_statistics(
+        network, CHOICES, replace(PLAN, accumulate=4), RECIPE, PhaseContext.alone(tmp_path), meter
+    )
+    assert set(seen) == {256 // 4}
+    assert (meter.forward_passes, meter.backward_passes, meter.images) == (4, 4, 2 * 512)
+    for row, other in zip(rows, whole, strict=True):
+        assert row.mean_abs_gradient == pytest.approx(other.mean_abs_gradient, rel=1e-9)
+        assert (row.std, row.num_elements) == (pytest.approx(other.std), other.num_elements)
+
+
+class Padded(nn.Module):
+    """A convolution that pads what h-swish leaves: its quantizer reads the border too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.swish = nn.Hardswish()
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.last(self.second(self.swish(self.first(x))).mean(dim=(2, 3)))
+
+
+def test_the_gradient_behind_quantized_padding_is_that_of_the_loss(tmp_path):
+    sample = DIGITS.batch(torch.arange(64), None)[0].double()
+    found = {}
+    for scaled in (True, False):
+        torch.manual_seed(0)
+        network = quantize_network(
+            Padded().double(), choices=CHOICES, sample=sample,
+            options=QuantOptions(step_range=None, grad_scale=scaled),
+        )  # fmt: skip
+        assert network.kinds["second"] == "act_shifted"
+        network.model.double()
+        network.initialize([sample])
+        rows, _ = collected(network, tmp_path)
+        found[scaled] = {
+            r.bits: r.mean_abs_gradient for r in rows if (r.layer, r.tensor) == ("second", "act")
+        }
+    assert found[False][2] > 0
+    assert found[True] == pytest.approx(found[False], rel=1e-9)

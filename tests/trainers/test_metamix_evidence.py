@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from solvers.parquet import read_table
-from solvers.storage import save_costs
-from solvers.tables import BitChoices
+from solvers.storage import load_costs, save_costs
+from solvers.tables import BitChoices, LayerBits
 from trainers.checkpoint import save_tensors
 from trainers.costs import trace_costs
 from trainers.errors import InterruptedPhaseError, ModelError
@@ -34,10 +35,10 @@ def inputs(tmp_path_factory):
     return {"weights": str(folder / "weights.pt"), "costs": str(folder / "costs.parquet")}
 
 
-def run(phase, config, inputs, folder, **context):
+def run(phase, config, inputs, folder, pins=(), **context):
     spec = PhaseSpec(
         phase=phase, model=MODEL, data=DataSpec(name="digits"), config=config, seed=0,
-        inputs=inputs, choices=BitChoices(weight_bits=(4,), act_bits=(2, 4, 8)),
+        inputs=inputs, choices=BitChoices(weight_bits=(4,), act_bits=(2, 4, 8)), pins=pins,
     )  # fmt: skip
     return find_phase(phase)(spec, replace(PhaseContext.alone(folder), **context))
 
@@ -45,6 +46,32 @@ def run(phase, config, inputs, folder, **context):
 def rows_of(result, folder):
     columns = ["variant", "update", "bits", "variance", "shift"]
     return read_table(folder / result.outputs["drift"], tables.DRIFT_SCHEMA, columns)[1]
+
+
+@pytest.mark.parametrize(("phase", "config"), [
+    ("metamix.drift", DRIFT),
+    ("metamix.distributions", CELLS),
+])  # fmt: skip
+def test_no_training_of_several_leaves_its_checkpoints_behind(phase, config, inputs, tmp_path):
+    result = run(phase, config, inputs, tmp_path)
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and "checkpoints" in p.parts]
+    assert left == []
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted(
+        [*result.outputs.values(), "result.json"]
+    )
+
+
+def test_drift_leaves_layers_in_full_precision_that_are_pinned_to_it(inputs, tmp_path):
+    layers = load_costs(Path(inputs["costs"]))
+    as_pinned = tuple(
+        replace(s, pinned=LayerBits(weight_bits=32, act_bits=32)) if s.name == "linear" else s
+        for s in layers.layers
+    )
+    save_costs(tmp_path / "costs.parquet", replace(layers, layers=as_pinned, fingerprint=""))
+    mine = {**inputs, "costs": str(tmp_path / "costs.parquet")}
+    config = replace(DRIFT, steps=2)
+    result = run("metamix.drift", config, mine, tmp_path / "step", pins=(("linear", 0, 0),))
+    assert len(rows_of(result, tmp_path / "step")["update"]) == 2 * 3
 
 
 def test_drift_records_every_update_of_every_variant(inputs, tmp_path):

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from trainers.errors import DivergedError, InterruptedPhaseError, ModelError
 from trainers.metamix.config import BitSelectionConfig, MetaConfig, MetaMixConfig, SearchConfig
 from trainers.metamix.tables import HISTORY_SCHEMA as SCHEMA
 from trainers.models import build_model
-from trainers.phases import DataSpec, ModelSpec, PhaseContext, PhaseSpec
+from trainers.phases import Cost, DataSpec, ModelSpec, PhaseContext, PhaseSpec
 from trainers.recipes import TrainConfig
 from trainers.registry import find_phase
 
@@ -121,6 +123,27 @@ def test_selection_yields_a_policy_in_the_band_and_records_the_argmax(selection)
     assert changed == result.facts["changed_layers"]
     # 3 meta passes and 1 search pass on each of 6 batches.
     assert (result.cost.forward_passes, result.cost.backward_passes) == (24, 24)
+
+
+def test_a_meta_training_inside_a_selection_is_counted_once(start, meta, tmp_path, monkeypatch):
+    jump = [0.0]
+    clock = SimpleNamespace(
+        perf_counter=lambda: time.perf_counter() + jump[0],
+        process_time=lambda: time.process_time() + jump[0],
+    )
+    monkeypatch.setattr("trainers.meters.time", clock)
+
+    def takes_a_while(spec, context):
+        jump[0] += 1e9
+        context.step_dir.mkdir(parents=True)
+        (context.step_dir / "meta.pt").write_bytes((meta[1] / "meta.pt").read_bytes())
+        return replace(meta[0], cost=Cost(wall_s=1e9, device_s=1e9, forward_passes=12))
+
+    monkeypatch.setattr("trainers.metamix.bit_selection.meta.run", takes_a_while)
+    result = run(selection_spec(start), tmp_path)
+    assert result.cost.wall_s == pytest.approx(1e9, rel=1e-3)
+    assert result.cost.device_s == pytest.approx(1e9, rel=1e-3)
+    assert result.cost.forward_passes == 12 + 24
 
 
 def test_history_ends_at_the_recorded_alphas(selection):

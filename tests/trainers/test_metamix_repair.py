@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from solvers.accounting import accounting_named, total_weight_size_bits
 from solvers.tables import BitChoices, CostTable, LayerBits, LayerSpec
 from trainers.metamix.architecture import Architecture, units_of
 from trainers.metamix.repair import repair
@@ -126,3 +128,16 @@ def test_large_costs_stay_exact_and_below_the_target():
         found = repair(architecture, target, 0.99)
         assert found.in_band
         assert found.cost == target.cost_of(found.bits) <= target.bound
+
+
+def test_biases_are_within_a_size_that_counts_them():
+    # 4 layers of 4 weights at 8 bits are 128 bits, their rest at 32 bit another 128.
+    choices = BitChoices(weight_bits=(2, 4, 8), act_bits=(8,))
+    costs = make_costs([100] * 4)
+    costs = replace(costs, layers=tuple(replace(s, num_biases=1) for s in costs.layers))
+    counted = accounting_named("fp32-rest")
+    architecture = Architecture(units_of(costs, choices), 0.0)
+    target = make_target("weight_bytes=24", costs, choices, counted)
+    found = repair(architecture, target, 0.99)
+    assert found.in_band
+    assert found.cost == total_weight_size_bits(costs, found.bits, counted) <= 24 * 8

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from solvers.accounting import accounting_named, total_bitops
+from solvers.accounting import accounting_named, total_bitops, total_weight_size_bits
 from solvers.errors import LimitError
 from solvers.tables import BitChoices, CostTable, LayerBits, LayerSpec, TensorLife
 from trainers.metamix.architecture import Architecture, units_of
@@ -118,6 +118,31 @@ def test_costs_are_those_of_the_accounting(accounting):
         "last": ENDS,
     }
     assert target.cost_of(bits) == total_bitops(COSTS, bits, counted)
+
+
+@pytest.mark.parametrize("accounting", ["standard", "fp32-rest"])
+@pytest.mark.parametrize("text", ["weight_bytes=300", "compression_rate=2"])
+def test_a_size_counts_what_no_bits_decide(text, accounting):
+    costs = replace(
+        COSTS, num_other_params=20, layers=tuple(replace(s, num_biases=3) for s in COSTS.layers)
+    )
+    choices = BitChoices(weight_bits=(2, 4), act_bits=(2, 4, 8))
+    counted = accounting_named(accounting)
+    target = make_target(text, costs, choices, counted)
+    bits = {
+        "first": ENDS,
+        "a": LayerBits(weight_bits=2, act_bits=8),
+        "b": LayerBits(weight_bits=4, act_bits=8),
+        "last": ENDS,
+    }
+    assert target.cost_of(bits) == total_weight_size_bits(costs, bits, counted)
+    least, most = (
+        total_weight_size_bits(
+            costs, bits | {n: LayerBits(weight_bits=w, act_bits=2) for n in ("a", "b")}, counted
+        )
+        for w in (2, 4)
+    )
+    assert (target.smallest, target.largest) == (least, most)
 
 
 @pytest.mark.parametrize(

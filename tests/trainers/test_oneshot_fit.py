@@ -15,7 +15,7 @@ from solvers.parquet import read_table
 from solvers.problem import build_problem
 from solvers.solve import SolveRequest, solve
 from solvers.storage import load_costs, load_importance, save_costs
-from solvers.tables import BitChoices, ImportanceTable
+from solvers.tables import BitChoices, CostTable, ImportanceTable, LayerBits, LayerSpec
 from trainers.checkpoint import save_tensors
 from trainers.costs import trace_costs
 from trainers.errors import InterruptedPhaseError
@@ -102,6 +102,32 @@ def test_levels_bound_the_sample_and_must_be_reachable(problem):
     assert max(levels) <= 2.6
     with pytest.raises(LimitError, match="reach 2 to 4"):
         sample(problem, replace(RECIPE, levels=(5.0, 6.0)), np.random.default_rng(0))
+
+
+def conv(name, macs, pinned=None):
+    return LayerSpec(
+        name=name, kind="conv", num_macs=macs, num_macs_unfloored=macs, num_weights=1000,
+        num_biases=0, num_inputs=10, num_outputs=10, pinned=pinned,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("macs", [1000, 1001, 1003, 1234567])
+@pytest.mark.parametrize(
+    ("weight_bits", "act_bits", "least"), [((2,), (3,), 6.0), ((2, 3), (3, 5), 6.0)]
+)
+def test_the_least_use_itself_is_a_level(weight_bits, act_bits, least, macs):
+    # The square of sqrt(6) is 5.999...96: rounded down, nothing meets it.
+    pin = LayerBits(weight_bits=8, act_bits=8)
+    costs = CostTable(
+        model="m", input_shape=(3, 8, 8),
+        layers=(conv("first", 10, pin), conv("a", macs), conv("b", 3 * macs), conv("c", 10, pin)),
+    )  # fmt: skip
+    choices = BitChoices(weight_bits=weight_bits, act_bits=act_bits)
+    problem = build_problem(costs, choices, [parse_limit("bitops_level=32x32")], importance=None)
+    config = replace(RECIPE, policies=20, levels=(least**0.5,) * 2)
+    for levels in (config, replace(config, levels=None)):
+        found = sample(problem, levels, np.random.default_rng(0))
+        assert level_of(problem, found[0].picks) == pytest.approx(least**0.5)
 
 
 # --- the fit

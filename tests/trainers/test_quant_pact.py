@@ -44,6 +44,18 @@ def test_gradients_are_those_of_alpha_and_of_the_clip():
     assert float(step.grad) == pytest.approx((6 + 7 + 8) / n)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("qn", [0, -3])
+def test_gradients_of_16_bits_are_decided_where_forward_computes(dtype, qn):
+    # 1.0003 and 1.003 are 1.0 on the grids of float16 and bfloat16.
+    for alpha in (1.0003, 1.003):
+        v = torch.tensor([-1.0, 1.0], dtype=dtype, requires_grad=True)
+        step = torch.tensor(alpha / 3, requires_grad=True)
+        pact(v, step, qn, 3).sum().backward()
+        assert v.grad.tolist() == [float(qn < 0), 1.0]
+        assert float(step.grad) == 0.0
+
+
 def test_a_signed_range_is_clipped_on_both_sides_at_one_level():
     bank = PactBank((3,), "act_signed", options=OPTIONS).double()
     assert clip_range(bank, 3) == (-3, 3)

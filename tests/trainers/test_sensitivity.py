@@ -192,3 +192,16 @@ def both_ranks(rank, start, folder):
 def test_two_ranks_measure_what_one_measures(start, found, tmp_path):
     torch.multiprocessing.spawn(both_ranks, args=(start, tmp_path), nprocs=2)
     assert rows_of(tmp_path / "found") == rows_of(found[1])
+
+
+def test_an_update_in_parts_is_the_update_of_the_whole(start, found, tmp_path):
+    one = replace(RECIPE, layers=RECIPE.layers[:1])
+    rows = {}
+    for parts in (1, 4):
+        run(spec_of(start, replace(one, accumulate=parts)), tmp_path / str(parts))
+        rows[parts] = rows_of(tmp_path / str(parts))
+    for whole, cut in zip(rows[1], rows[4], strict=True):
+        assert cut[:3] == whole[:3]
+        assert cut[3:] == pytest.approx(whole[3:], rel=1e-3)
+        # What the short training moved, not only where it began.
+        assert cut[-1] - cut[-2] == pytest.approx(whole[-1] - whole[-2], rel=1e-3)

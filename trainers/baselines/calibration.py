@@ -83,8 +83,11 @@ class Calibration:
         ranks, device = self.context.world_size, self.context.device
         for start in range(0, len(self.indices), self.batch_size):
             mine = self.indices[start : start + self.batch_size][self.context.rank :: ranks]
-            if len(mine):
-                images, labels = self.data.train.batch(mine, None)
+            self.context.alive()
+            if not len(mine):
+                continue
+            images, labels = self.data.train.batch(mine, None)
+            if len(labels):  # every image of a batch may have been broken and skipped
                 yield images.to(device), labels.to(device)
 
     @torch.no_grad()
@@ -102,18 +105,19 @@ class Calibration:
         Raises:
             DivergedError: the loss is not finite.
         """
-        sums = torch.zeros(2, dtype=torch.float64, device=self.context.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.context.device)
         with evaluating(self.network.model):
             for images, labels in self.batches():
                 logits = self.network.model(images).float()
                 self.meter.forward(len(labels))
                 loss = F.cross_entropy(logits, labels, reduction="sum")
-                sums += torch.stack([loss, logits.argmax(dim=1).eq(labels).sum()])
-        total, num_hits = sum_over_ranks(sums.tolist(), self.context.device)
-        num_images = len(self.indices)
+                hits = logits.argmax(dim=1).eq(labels).sum()
+                sums += torch.stack([loss, hits, loss.new_tensor(len(labels))])
+        # Counted: broken images may have been left out.
+        total, num_hits, num_images = sum_over_ranks(sums.tolist(), self.context.device)
         if not math.isfinite(total):
             raise DivergedError(
-                f"the loss on {num_images} training images is {total}; look at the weights"
+                f"the loss on {len(self.indices)} training images is {total}; look at the weights"
             )
         return total / num_images, 100.0 * num_hits / num_images
 
@@ -127,7 +131,7 @@ def calibrate(spec: PhaseSpec, context: PhaseContext, config: CalibrationConfig)
     if spec.choices is None:
         raise ModelError(f"{spec.phase} needs candidate bit-widths")
     costs = load_costs(Path(spec.inputs["costs"]))
-    data = make_data(spec)
+    data = make_data(spec, context)
     meter = Meter(context.device)
     model = make_network(spec, context)
     # The wrapped network's own recipe is not used: nothing is trained.

@@ -133,7 +133,8 @@ def _act_products(
         # Drawn for the whole batch: an image's signs do not depend on the number of ranks.
         rng = generator(seed, "hessian-acts", index, number, i)
         drawn = torch.randint(2, (in_batch, *leaf.shape[1:]), generator=rng, dtype=torch.int8)
-        signs.append((drawn[rank::ranks] * 2 - 1).to(leaf))
+        # Broken images may have been left out of the batch.
+        signs.append((drawn[rank::ranks][: len(leaf)] * 2 - 1).to(leaf))
     gradients = torch.autograd.grad(loss, inputs, create_graph=True)
     calibration.meter.backward()
     return dots(signs, times_hessian(gradients, inputs, signs, calibration.meter))

@@ -85,7 +85,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         raise ModelError(f"{spec.phase} needs candidate bit-widths")
     costs = load_costs(Path(spec.inputs["costs"]))
     target = target_of(search, costs, spec.choices)
-    data = make_data(spec)
+    data = make_data(spec, context)
     model = make_network(spec, context)
     network = quantize(model, data, spec.choices, config, spec, context, pins=spec.pins)
     plan = make_plan(data.train, data, config, spec, context)
@@ -144,7 +144,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             "reached": target.shown(found.cost),
             "reached_share": found.cost / target.bound,
             "argmax_share": target.cost_of(argmax) / target.bound,
-            "expected_share": expected / target.bound,
+            "expected_share": (target.constant + expected) / target.bound,
             "changed_layers": float(len(found.changed)),
         },
         cost=meter.total(),

@@ -1,8 +1,12 @@
 """What happens when an image cannot be decoded? By default the run stops and names it.
 
-With ``on_bad_sample: skip`` a set may lose up to ``max_bad_samples`` images: each is written down
-at once, beside the step's results, so that the list survives a kill and the record can show it.
-More than the cap stops the run: a set that shrinks without bound is another set.
+With ``on_bad_sample: skip`` a step may lose up to ``max_bad_samples`` images: each is written down
+at once, beside the step's results, so that the list survives a kill and the record can show it. The
+cap is over all ranks, which see each other's lists. More than the cap stops the run: a set that
+shrinks without bound is another set.
+
+A file that cannot be read at all is no broken image and never skipped: whether a file server
+answers must not decide which images a result rests on.
 """
 
 from __future__ import annotations
@@ -63,16 +67,29 @@ class BadSamples:
         assert self.most is not None
         if self._journal is not None and self.found:
             write_atomically(self._journal, json.dumps(self.found, indent=1, sort_keys=True))
-        if len(self.found) > self.most:
-            some = "; ".join(f"{place}: {why}" for place, why in list(self.found.items())[:3])
+        found = self.found
+        if self._journal is not None and found:
+            found = _listed(self._journal.parent) | found
+        if len(found) > self.most:
+            some = "; ".join(f"{place}: {why}" for place, why in list(found.items())[:3])
+            # Earlier attempts count, and an image that was mended since is still on their lists.
+            lists = "" if self._journal is None else (
+                f", delete {self._journal.parent}/skipped-images-*.json"
+            )  # fmt: skip
             raise DataError(
-                f"more broken images than allowed, {len(self.found)} of {self.most}: {some}"
+                f"more broken images than allowed, {len(found)} of {self.most}: {some}. "
+                f"Replace them{lists} and start again, or allow for more"
             )
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """Place -> reason of every image that any rank of a step skipped."""
+    found: dict[str, str] = {}
+    for journal in sorted(folder.glob("skipped-images-*.json")):
+        found |= json.loads(journal.read_text())
+    return found
 
 
 def skipped_images(folder: Path) -> list[str]:
     """``place: reason`` of every image that any rank of a step skipped, sorted."""
-    found: dict[str, str] = {}
-    for journal in sorted(folder.glob("skipped-images-*.json")):
-        found |= json.loads(journal.read_text())
-    return [f"{place}: {reason}" for place, reason in sorted(found.items())]
+    return [f"{place}: {reason}" for place, reason in sorted(_listed(folder).items())]

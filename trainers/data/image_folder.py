@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.data.views import BrokenImageError
+from trainers.data.views import unreadable
 from trainers.errors import DataError
 
 # torchvision's list; whatever else lies in a class folder is no image.
@@ -47,7 +47,7 @@ class FolderReader:
             with open(self._path(index), "rb") as file:
                 return file.read()
         except OSError as error:
-            raise BrokenImageError(error.strerror or str(error)) from error
+            raise unreadable(self._path(index), error) from error
 
     def place(self, index: int) -> str:
         """See ``ImageReader.place``."""

@@ -37,7 +37,8 @@ class ImageReader(Protocol):
         """The encoded image ``index``; any thread may ask.
 
         Raises:
-            BrokenImageError: it cannot be read.
+            BrokenImageError: what is there is no image.
+            DataError: the file system does not give it.
         """
 
     def place(self, index: int) -> str:

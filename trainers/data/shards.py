@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from trainers.data.parquet import shards
-from trainers.data.views import BrokenImageError
+from trainers.data.views import BrokenImageError, unreadable
 from trainers.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,11 @@ class ShardReader:
                 return self._from_group(number, row)
             length = int(shard.lengths[row])
             return self._pread(number, int(shard.starts[row]), length)
-        except (OSError, pa.ArrowException) as error:
+        except OSError as error:
+            if error.errno is not None:
+                raise unreadable(self.place(index), error) from error
+            raise BrokenImageError(str(error)) from error  # Arrow's word for bytes it cannot read
+        except pa.ArrowException as error:
             raise BrokenImageError(str(error)) from error
 
     def place(self, index: int) -> str:

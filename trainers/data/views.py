@@ -19,12 +19,21 @@ from torch import Tensor
 
 from trainers.data.augment import Augmentation, crop_box
 from trainers.data.images import Normalisation
+from trainers.errors import DataError
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
 class BrokenImageError(ValueError):
     """Bytes that do not decode to an image; whoever knows the place adds it."""
+
+
+def unreadable(place: str, error: OSError) -> DataError:
+    """What to say of bytes that the file system does not give: that is no broken image."""
+    return DataError(
+        f"{place}: cannot be read: {error.strerror or error}. It is not skipped, for it may be "
+        "whole: look at the storage, then start again"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

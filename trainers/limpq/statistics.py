@@ -7,7 +7,7 @@ changes: evaluation mode, no update, no random number, gradients dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -66,7 +66,9 @@ def collect_statistics(
             network.set_uniform(bits)
             with _watched(network, inputs if index == 0 else {}) as sizes:
                 for batch in batches:
-                    found = _step_gradients(network, batch, recipe, sizes, context, meter)
+                    context.alive()
+                    parts = tuple(zip(*(t.chunk(plan.accumulate) for t in batch), strict=True))
+                    found = _step_gradients(network, parts, recipe, sizes, context, meter)
                     for key, value in found.items():
                         gradients[key] = gradients.get(key, 0.0) + abs(value) / num_batches
     network.restore_bits(before)
@@ -97,18 +99,28 @@ def collect_statistics(
 
 def _step_gradients(
     network: QuantNetwork,
-    batch: Batch,
+    parts: Sequence[Batch],
     recipe: IndicatorConfig,
     sizes: dict[str, int],
     context: PhaseContext,
     meter: Meter,
 ) -> dict[tuple[str, str, int], float]:
-    """dL/ds of the active steps over the global batch, without the quantizer's scale."""
-    images, labels = batch[0].to(context.device), batch[1].to(context.device)
+    """dL/ds of the active steps over the global batch, without the quantizer's scale.
+
+    ``parts`` are this rank's share as training passes it: what needs parts there to fit into
+    memory needs them here too.
+    """
+    before = meter.forward_passes
     network.model.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(network.model(images), labels, label_smoothing=recipe.label_smoothing)
-    meter.forward(len(labels))
-    loss.backward()
+    for images, labels in parts:
+        logits = network.model(images.to(context.device))
+        loss = F.cross_entropy(
+            logits, labels.to(context.device), label_smoothing=recipe.label_smoothing
+        )
+        meter.forward(len(labels))
+        loss.backward()
+    # A pass is one over a global batch, in however many parts.
+    meter.forward_passes = before + 1
     meter.backward()
     keys, values = [], []
     for layer, tensor, bank in network.banks():
@@ -118,7 +130,7 @@ def _step_gradients(
         index = bank.candidates.index(bank.bits)
         gradient = 0.0 if bank.steps.grad is None else float(bank.steps.grad[index])
         keys.append((layer, tensor, bank.bits))
-        values.append(gradient / _scale(bank, numel) / context.world_size)
+        values.append(gradient / _scale(bank, numel) / context.world_size / len(parts))
     network.model.zero_grad(set_to_none=True)
     return dict(zip(keys, sum_over_ranks(values, context.device), strict=True))
 
@@ -136,13 +148,22 @@ def _scale(bank: StepBank, numel: int) -> float:
 
 @contextmanager
 def _watched(network: QuantNetwork, moments: dict[str, _Moments]) -> Iterator[dict[str, int]]:
-    """Layer name -> elements of the input it reads in a pass; sums go to ``moments``."""
+    """Layer name -> elements its input's quantizer reads in a pass; sums go to ``moments``.
+
+    Those are of the input itself, without the padding that a quantizer may read besides
+    (``trainers/quant/layers.py``).
+    """
     sizes: dict[str, int] = {}
+
+    def size_hook(name: str) -> Any:
+        def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            sizes[name] = args[0].numel()
+
+        return note
 
     def hook(name: str) -> Any:
         def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].detach()
-            sizes[name] = x.numel()
             own = moments.setdefault(
                 name, _Moments(torch.zeros(4, dtype=torch.float64, device=x.device))
             )
@@ -155,6 +176,9 @@ def _watched(network: QuantNetwork, moments: dict[str, _Moments]) -> Iterator[di
 
     handles = [
         network.layers[name].register_forward_pre_hook(hook(name)) for name in network.searched
+    ] + [
+        network.layers[name].act_quantizer.register_forward_pre_hook(size_hook(name))
+        for name in network.searched
     ]
     try:
         yield sizes

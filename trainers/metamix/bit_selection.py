@@ -69,7 +69,8 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     target.check_reachable()
     architecture = Architecture(units_of(costs, spec.choices), recipe.search.alpha_init)
     architecture.to(context.device)
-    meta_file, meta_cost = _meta_file(spec, context)
+    with training.meter.paused():  # a meta training has a meter of its own
+        meta_file, meta_cost = _meta_file(spec, context)
     first = meta_state.load_meta_state(meta_file, network, training.optimizer, context.device)
     total = training.search_updates
     every = recipe.search.history_every or max(1, total // _RECORDS)

@@ -69,6 +69,7 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             _train(training, passes, spec, context, f"w{weight_bits}a{'-'.join(map(str, group))}")
             cost = cost + training.meter.total()
             for act_bits, bits in zip(group, passes, strict=True):
+                context.alive()
                 for layer, (counts, variance) in _count(training, config, bits, ranges).items():
                     variances.setdefault(layer, []).append(variance)
                     low, high = ranges[layer]

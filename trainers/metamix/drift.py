@@ -140,8 +140,9 @@ class _Watch:
         is_quantized = self.variant == "quantized_weights"
         widest = {
             name: (
-                layer.weight_quantizer.candidates[-1] if is_quantized else None,
-                layer.act_quantizer.candidates[-1],
+                max(layer.weight_quantizer.candidates, default=None) if is_quantized else None,
+                # A pin of 0 bits leaves no candidates: full precision.
+                max(layer.act_quantizer.candidates, default=None),
             )
             for name, layer in network.layers.items()
         }

@@ -2,7 +2,8 @@
 
 Equation 4, r(alpha) = | sum_i op_i * b_w * sum_j hs(alpha_i)_j * b_j - target |, for BitOps, or the
 same with a sum of bits in place of BitOps (a target of mean bits over stated layers). With weight
-alphas b_w is a second one-hot sum. Layers outside the search enter as a constant.
+alphas b_w is a second one-hot sum. Layers outside the search enter as a constant, and with them
+what belongs to no layer's bits (biases and BatchNorm, where the accounting counts them).
 
 The cost of every (weight, activation) option is an integer from ``solvers.accounting``; products
 up to 2^53 are exact in float64, so the forward value of r is the distance itself.
@@ -20,6 +21,7 @@ from solvers.accounting import STANDARD, Accounting, layer_bitops, layer_weight_
 from solvers.errors import LimitError
 from solvers.limits import Ceiling, ceiling_of, parse_limit
 from solvers.tables import BitChoices, CostTable, LayerBits, LayerSpec
+from solvers.uses import constant_use
 from trainers.metamix.architecture import Architecture, hard_softmax
 
 Options = tuple[tuple[int, ...], ...]
@@ -32,7 +34,7 @@ class Target:
     Attributes:
         text: the target as asked for.
         bound: the integer to reach.
-        constant: cost of the layers that are not searched.
+        constant: cost of the layers that are not searched, and of what no bits decide.
         options: searched layer -> integer cost [weight candidate][activation candidate].
         pairs: searched layer -> its (weight candidates, activation candidates).
         ceiling: the limit behind it.
@@ -122,7 +124,7 @@ def make_target(
             f"target {text}: bit search takes bitops, bitops_level, mean_act_bits, "
             "mean_weight_bits, weight_bytes or compression_rate; bound the others in the solver"
         )
-    constant = 0
+    constant = constant_use(ceiling, costs, accounting)
     options: dict[str, Options] = {}
     pairs: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for i, layer in enumerate(costs):

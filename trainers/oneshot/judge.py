@@ -49,7 +49,7 @@ class Judge:
         context: PhaseContext,
         meter: Meter,
     ) -> None:
-        self.network, self.meter = network, meter
+        self.network, self.meter, self.alive = network, meter, context.alive
         network.set_bits(network.pinned)
         held = data.train if config.images_from == "train" else data.holdout
         if held is None:
@@ -69,8 +69,8 @@ class Judge:
                 f"asked for; there are {len(data.train)} training images"
                 + (f" and {len(held)} held out" if config.images_from == "holdout" else "")
             )
-        self.batches = decoded(held, at, config.batch, context.device)
-        self.norm_batches = decoded(data.train, norm_at, config.batch, context.device)
+        self.batches = decoded(held, at, config.batch, context)
+        self.norm_batches = decoded(data.train, norm_at, config.batch, context)
 
     @property
     def passes(self) -> int:
@@ -84,9 +84,9 @@ class Judge:
              if name not in self.network.pinned}
         )  # fmt: skip
         if self.norm_batches:
-            refresh_norms(self.network.model, self.norm_batches)
+            refresh_norms(self.network.model, self.norm_batches, self.alive)
         self.meter.images += sum(len(y) for _, y in (*self.norm_batches, *self.batches))
-        return measure(self.network.model, self.batches)
+        return measure(self.network.model, self.batches, self.alive)
 
 
 def make_judge(
@@ -100,7 +100,7 @@ def make_judge(
     """
     if spec.choices is None:
         raise ModelError("judging policies needs candidate bit-widths")
-    data = make_data(spec)
+    data = make_data(spec, context)
     network = load_joint(Path(spec.inputs["joint"]), data, spec.choices, spec, context)
     if config.norms == "mean":
         network.merge_batchnorm("mean")

@@ -7,6 +7,7 @@ and its loss does not depend on how many ranks there are. Nothing here talks to 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainers.data.batches import Batch
 from trainers.data.images import ImageSet
 from trainers.errors import DivergedError
+from trainers.phases import PhaseContext
 from trainers.quant.tracing import evaluating
 
 
@@ -28,24 +30,26 @@ class Measured:
     top1: float
 
 
-def decoded(images: ImageSet, indices: Tensor, batch: int, device: str) -> tuple[Batch, ...]:
+def decoded(
+    images: ImageSet, indices: Tensor, batch: int, context: PhaseContext
+) -> tuple[Batch, ...]:
     """Images as they are evaluated, in batches on the device: decoded once for all policies."""
     if not len(indices):
         return ()  # split would give one empty part
-    return tuple(
-        (x.to(device).contiguous(memory_format=torch.channels_last), y.to(device))
-        for x, y in (
-            # Split of no indices is one empty part.
-            images.batch(part, None)
-            for part in torch.split(indices, batch)
-            if len(part)
-        )
-    )
+    found = []
+    for part in torch.split(indices, batch):
+        context.alive()
+        x, y = images.batch(part, None)
+        x = x.to(context.device).contiguous(memory_format=torch.channels_last)
+        found.append((x, y.to(context.device)))
+    return tuple(found)
 
 
 @torch.no_grad()
-def measure(model: nn.Module, batches: tuple[Batch, ...]) -> Measured:
-    """Loss and top-1 of ``model`` in evaluation mode.
+def measure(
+    model: nn.Module, batches: tuple[Batch, ...], alive: Callable[[], None] = lambda: None
+) -> Measured:
+    """Loss and top-1 of ``model`` in evaluation mode; ``alive`` is called before every batch.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -55,6 +59,7 @@ def measure(model: nn.Module, batches: tuple[Batch, ...]) -> Measured:
     count = 0
     with evaluating(model):
         for x, y in batches:
+            alive()
             logits = model(x).float()
             loss = F.cross_entropy(logits, y, reduction="sum")
             sums += torch.stack([loss.double(), (logits.argmax(dim=1) == y).sum().double()])
@@ -69,10 +74,13 @@ def measure(model: nn.Module, batches: tuple[Batch, ...]) -> Measured:
 
 
 @torch.no_grad()
-def refresh_norms(model: nn.Module, batches: tuple[Batch, ...]) -> None:
+def refresh_norms(
+    model: nn.Module, batches: tuple[Batch, ...], alive: Callable[[], None] = lambda: None
+) -> None:
     """Replace BatchNorm running statistics by the average over ``batches``, as now reached.
 
-    A BatchNorm that no pass reaches keeps what it has; momentum is left as it was.
+    A BatchNorm that no pass reaches keeps what it has; momentum is left as it was. ``alive`` is
+    called before every batch.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     before = [(n.momentum, {k: b.clone() for k, b in n.named_buffers()}) for n in norms]
@@ -82,6 +90,7 @@ def refresh_norms(model: nn.Module, batches: tuple[Batch, ...]) -> None:
             norm.momentum = None  # cumulative average
             norm.train()
         for x, _ in batches:
+            alive()
             model(x)
     for norm, (momentum, statistics) in zip(norms, before, strict=True):
         norm.momentum = momentum

@@ -80,9 +80,13 @@ def level_of(problem: Problem, picks: Picks) -> float:
 
 
 def _bound(problem: Problem, level: float) -> int:
-    """The height of the ceiling for a level."""
+    """The height of the ceiling for a level, at least the least use.
+
+    The square of a root may fall below the integer that the root was taken of.
+    """
     beside_units = problem.ceilings[0].bound - int(problem.room[0])
-    return beside_units + _pinned(problem) + math.floor(level**2 * _macs(problem))
+    height = _pinned(problem) + math.floor(level**2 * _macs(problem))
+    return beside_units + max(height, sum(int(use[0].min()) for use in problem.use))
 
 
 def _pinned(problem: Problem) -> int:

@@ -128,8 +128,10 @@ class _Pact(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_o: Tensor) -> tuple[Tensor | None, ...]:
         (v, step), (qn, qp) = ctx.saved_tensors, ctx.bounds
-        above = v >= step * qp
-        below = v < step * qn if qn == 0 else v <= step * qn
+        # In float32 like forward: in 16 bits alpha would be rounded to the grid of v.
+        at = v.float() if v.dtype in (torch.bfloat16, torch.float16) else v
+        above = at >= step * qp
+        below = at < step * qn if qn == 0 else at <= step * qn
         grad_v = grad_o.masked_fill(above | below, 0.0)
         grad_step = None
         if ctx.needs_input_grad[1]:
