@@ -12,6 +12,7 @@ from orchestrator.figures.cost import ReportedCost, amortised_figure, search_cos
 from orchestrator.figures.heat import SolvedCell, alpha_map, indicator_figure
 from orchestrator.figures.proxies import proxy_scatter, tau_figure
 from orchestrator.figures.svg import Drawing
+from orchestrator.records import alpha_text
 from orchestrator.report.costs import search_parts
 from orchestrator.report.inputs import Importances, RunInputs
 from orchestrator.results import ResultRow, out_of_reach
@@ -169,7 +170,7 @@ def _proxies(run: RunInputs) -> tuple[list[Drawing | None], list[ProxyValidity]]
 
 
 def _label(row: ResultRow) -> str:
-    alpha = "" if row.alpha is None else f"alpha {row.alpha:g} "
+    alpha = "" if row.alpha is None else f"alpha {alpha_text(row.alpha)} "
     return f"{alpha}at {row.limits_text} ({row.policy_id})"
 
 
