@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from orchestrator.commands.report import command as report_command
 from orchestrator.compare.inputs import read_runs
 from orchestrator.errors import ConfigError, DriftError, ExitCode, StoreError
 from orchestrator.records import RunRecord, State
-from orchestrator.study import story
+from orchestrator.study import story, trials
 from orchestrator.study.config import expand, experiment_tree, is_study, load_study
 from orchestrator.study.report import write_study_report
 from orchestrator.study.results import COLUMNS, study_cells, study_table, study_values
@@ -316,3 +318,25 @@ def test_reuse_of_a_study_that_does_not_exist_is_refused(tmp_path: Path) -> None
     order = story.StudyOrder(study=study, experiments=expand(study), reuse=("gone",), quiet=True)
     with pytest.raises(StoreError, match="no study 'gone'"):
         story.run_whole_study(order)
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+def test_an_open_cluster_is_joined_where_the_study_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, insecure: bool
+) -> None:
+    asked = []
+
+    @contextmanager
+    def joined(address: str | None, *, insecure: bool = False) -> Iterator[None]:
+        asked.append((address, insecure))
+        raise ConnectionError
+        yield
+
+    monkeypatch.setattr(trials, "ray_cluster", joined)
+    study = load_study(_file(tmp_path, settings={"cluster": {"insecure": insecure}}))
+    order = story.StudyOrder(
+        study=study, experiments=expand(study), address="head:6379", quiet=True
+    )
+    with pytest.raises(ConnectionError):
+        story.run_whole_study(order)
+    assert asked == [("head:6379", insecure)]
