@@ -161,7 +161,9 @@ def _proxies(run: RunInputs) -> tuple[list[Drawing | None], list[ProxyValidity]]
     scatters: list[Drawing | None] = []
     found: list[ProxyValidity] = []
     for each in run.importance:
-        points = proxy_points(each.source, each.table, each.alpha, measured)
+        if each.solved is None:
+            continue
+        points = proxy_points(each.source, each.solved, each.alpha, measured)
         own = validities(points, each.source, each.alpha)
         found += own
         if own and len(scatters) < _MAX_SCATTERS:
