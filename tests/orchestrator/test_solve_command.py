@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,13 @@ from orchestrator.device_files import load_devices
 from orchestrator.errors import ExitCode
 from solvers.certificate import SolveStatus
 from solvers.policy import check_fits
-from solvers.storage import load_policy, load_results, save_costs, save_importance
+from solvers.storage import (
+    load_importance,
+    load_policy,
+    load_results,
+    save_costs,
+    save_importance,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +119,24 @@ def test_explain(folder, capsys):
     assert len(said["options"]) == 25
     assert run_command(on(folder, "explain", "conv9", "--limit", "bitops=20G")) == 2
     assert "no layer 'conv9'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("tensor", "option"), [("act", "--weight-bits"), ("weight", "--act-bits")])
+def test_a_table_of_one_tensor_needs_the_candidates_of_the_other_and_no_more(
+    folder, tmp_path, capsys, tensor, option
+):
+    full = load_importance(folder / "importance.parquet")
+    rows = tuple(row for row in full.rows if row.tensor == tensor)
+    save_importance(tmp_path / "importance.parquet", replace(full, rows=rows))
+    save_costs(tmp_path / "costs.parquet", resnet18())
+    asked = on(tmp_path, "solve", "--limit", "bitops=30G")
+    assert run_command(asked) == ExitCode.BAD_INPUT
+    other = {"act": "weight", "weight": "act"}[tensor]
+    assert f"name the candidates of the {other} tensor" in capsys.readouterr().err
+    assert run_command([*asked, option, "4", "--json"]) == ExitCode.DONE
+    bits = json.loads(capsys.readouterr().out)["policy"]["layers"]
+    found = {layer[f"{other}_bits"] for layer in bits if layer["name"] not in ("conv1", "fc")}
+    assert found == {4}
 
 
 def test_costs_of_a_saved_table(folder, capsys):
