@@ -16,8 +16,10 @@ from benchmarks.networks import resnet18, resnet50
 from orchestrator.cli import run_command
 from orchestrator.device_files import load_devices
 from orchestrator.errors import ExitCode
+from solvers import layer_report
 from solvers.certificate import SolveStatus
 from solvers.policy import check_fits
+from solvers.search import search
 from solvers.storage import (
     load_importance,
     load_policy,
@@ -119,6 +121,46 @@ def test_explain(folder, capsys):
     assert len(said["options"]) == 25
     assert run_command(on(folder, "explain", "conv9", "--limit", "bitops=20G")) == 2
     assert "no layer 'conv9'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told", "code"),
+    [
+        ("PROVEN_OPTIMAL", "PROVEN_OPTIMAL", "more\n", ExitCode.DONE),
+        ("PROVEN_OPTIMAL", "FEASIBLE_UNPROVEN", "more (not proven", ExitCode.INCOMPLETE),
+        ("FEASIBLE_UNPROVEN", "PROVEN_OPTIMAL", "more (not proven", ExitCode.INCOMPLETE),
+        ("PROVEN_OPTIMAL", "INFEASIBLE", "without this pair nothing fits", ExitCode.DONE),
+        ("PROVEN_OPTIMAL", "NO_SOLUTION_IN_TIME", "found nothing within", ExitCode.INCOMPLETE),
+    ],
+)
+def test_explain_says_what_the_second_solve_proved(
+    folder, capsys, monkeypatch, first, second, told, code
+):
+    statuses = []
+
+    def ended(problem, **options):
+        status = SolveStatus((first, second)[len(statuses)])
+        statuses.append(status)
+        found = search(problem, **options)
+        return replace(found, status=status, picks=found.picks if status.has_policy else None)
+
+    monkeypatch.setattr(layer_report, "search", ended)
+    asked = on(folder, "explain", "layer2.0.conv1", "--limit", "bitops=20G")
+    assert run_command(asked) == code
+    assert told in capsys.readouterr().out
+    statuses.clear()
+    assert run_command([*asked, "--json"]) == code
+    said = json.loads(capsys.readouterr().out)
+    assert (said["status"], said["next_status"]) == (first, second)
+
+
+def test_explain_of_a_pinned_layer_does_not_claim_that_nothing_else_fits(folder, capsys):
+    asked = on(folder, "explain", "conv1", "--limit", "bitops=20G")
+    assert run_command(asked) == ExitCode.DONE
+    text = capsys.readouterr().out
+    assert "next choice: none; this pair is the only one it may take" in text
+    assert run_command([*asked, "--json"]) == ExitCode.DONE
+    assert json.loads(capsys.readouterr().out)["next_status"] is None
 
 
 @pytest.mark.parametrize(("tensor", "option"), [("act", "--weight-bits"), ("weight", "--act-bits")])
