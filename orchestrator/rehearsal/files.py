@@ -22,6 +22,8 @@ from orchestrator.store import RunStore
 from orchestrator.yaml_source import read_yaml
 
 MADE = "made"
+# What one that was stopped early left: its configuration is stored after these, before any step.
+_BEFORE_CONFIG = {MADE, "steps", "lock", "lock.guard", "journal.jsonl", "driver.log"}
 # Distinct pictures; the folders of all classes hold links to them.
 _PICTURES = 16
 # Sides as photographs have them: the transforms must scale and crop.
@@ -129,15 +131,25 @@ def _emptied(config: ExperimentConfig) -> RunStore:
     owner = lock_owner(store.lock_path)
     if owner is not None:
         raise LockedError("the rehearsal is running already", str(store.root), f"by {dict(owner)}")
-    if store.config_path.is_file() and not read_yaml(store.config_path).tree.get("rehearsal"):
+    if not _is_rehearsal(store):
         raise UserError(
-            "the folder of the rehearsal holds a run that is none",
+            "the folder of the rehearsal holds something that is none (a run, a study)",
             str(store.root),
             "it would be lost",
             "move it away, or give the experiment another name",
         )
     shutil.rmtree(store.root)
     return store
+
+
+def _is_rehearsal(store: RunStore) -> bool:
+    """Whether nothing but a rehearsal is lost with the folder."""
+    if store.config_path.is_file():
+        tree = read_yaml(store.config_path).tree
+        return isinstance(tree, dict) and tree.get("rehearsal") is True
+    steps = store.root / "steps"
+    is_begun = not steps.exists() or not any(steps.iterdir())
+    return is_begun and {path.name for path in store.root.iterdir()} <= _BEFORE_CONFIG
 
 
 def _is_here(config: ExperimentConfig) -> bool:

@@ -178,8 +178,32 @@ def test_a_rehearsal_takes_the_place_of_the_last_one_and_of_nothing_else(
     assert not (store.root / "left").exists()
     real = replace(config, name=first.name)
     refuse_drift(store, real)
-    with pytest.raises(UserError, match="holds a run that is none"):
+    with pytest.raises(UserError, match="holds something that is none"):
         prepare(config)
+
+
+@pytest.mark.parametrize(
+    "found", ["study.json", "steps/pretrain/weights.pt", "notes.txt", "config.yaml"]
+)
+def test_what_is_no_rehearsal_is_not_deleted(config: ExperimentConfig, found: str) -> None:
+    path = RunStore(config.runs_dir, f"{config.name}-rehearsal").root / found
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(UserError, match="holds something that is none"):
+        prepare(config)
+    assert path.exists()
+
+
+def test_a_rehearsal_that_was_stopped_before_its_first_step_is_no_hindrance(
+    config: ExperimentConfig,
+) -> None:
+    prepare(config)
+    store = RunStore(config.runs_dir, f"{config.name}-rehearsal")
+    with store.opened():
+        pass
+    assert not store.config_path.exists()
+    prepare(config)
+    assert not store.exists()
 
 
 def test_sets_that_are_no_folder_of_images_need_a_path(config: ExperimentConfig) -> None:
