@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.config_schema import ExperimentConfig, SearchConfig
+from orchestrator.records import alpha_text
 from solvers.accounting import Accounting, accounting_named
 from solvers.errors import SolversError
 from solvers.limits import Limit, limit_from
@@ -59,7 +60,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Unique in a run, and fit for a file name."""
-        return f"{self.method}-a{self.alpha:g}-l{self.limit_set.index}"
+        return f"{self.method}-a{alpha_text(self.alpha)}-l{self.limit_set.index}"
 
 
 def bit_choices(config: ExperimentConfig) -> BitChoices:

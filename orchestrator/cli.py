@@ -14,8 +14,10 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import click
 
@@ -51,6 +53,49 @@ _STORAGE_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ESTALE,
 )  # fmt: skip
+
+
+# What these make is what they print: nobody waits for the rest when the reader has left.
+_ONLY_PRINT = frozenset(
+    {"compare", "costs", "doctor", "explain", "literature", "logs", "plan", "status"}
+)
+
+
+class _Unbroken:
+    """A text stream that goes on without its reader.
+
+    ``mpq run ... | head`` reads ten lines; the run is not over then, and driver.log has the rest.
+
+    Args:
+        stream: standard output or standard error.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write it, or let it go."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            _to_nobody(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, or let it go."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            _to_nobody(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _to_nobody(stream: TextIO) -> None:
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, stream.fileno())
+    os.close(nobody)
 
 
 class _LazyGroup(click.Group):
@@ -112,8 +157,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(arguments: Sequence[str] | None = None) -> ExitCode:
     """Run the command; every error becomes a message on stderr and an exit code."""
+    asked = list(sys.argv[1:] if arguments is None else arguments)
+    verb = next((word for word in asked if not word.startswith("-")), "")
+    if verb in _ONLY_PRINT:
+        return _ended(asked)
+    out, err = cast(TextIO, _Unbroken(sys.stdout)), cast(TextIO, _Unbroken(sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        return _ended(asked)
+
+
+def _ended(arguments: list[str]) -> ExitCode:
     try:
-        result = _invoke(list(sys.argv[1:] if arguments is None else arguments))
+        result = _invoke(arguments)
         sys.stdout.flush()
     except click.exceptions.Exit as leaving:
         return ExitCode(leaving.exit_code)
@@ -127,9 +182,13 @@ def run_command(arguments: Sequence[str] | None = None) -> ExitCode:
         click.echo(f"mpq: {error}", err=True)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our output left (mpq ... | head); keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output left (mpq status | head); keep Python from complaining at exit.
+        _to_nobody(sys.stdout)
         return ExitCode.DONE
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return ExitCode.DONE  # rich prints tables, and leaves with 1 over the same reader
+        raise
     except OSError as error:
         if error.errno not in _STORAGE_ERRORS:
             return _report_defect(error)

@@ -92,7 +92,8 @@ def sweep_devices(
             reused=True,
         )
     began = time.perf_counter()
-    with ray_cluster(address) as nodes:
+    insecure = session.config.cluster.insecure
+    with ray_cluster(address, insecure=insecure) as nodes:
         started = time.perf_counter()
         outcome = run_sweep(
             question_chunks(questions, DEVICES_PER_TRIAL, key),

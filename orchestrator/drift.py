@@ -44,10 +44,11 @@ def differences(store: RunStore, config: ExperimentConfig) -> tuple[str, ...]:
     if not store.config_path.is_file():
         return ()
     stored = read_yaml(store.config_path).tree
-    return config_differences(_fixed(stored), _fixed(config_tree(config)))
+    return config_differences(what_decides(stored), what_decides(config_tree(config)))
 
 
-def _fixed(tree: Mapping[str, Any]) -> dict[str, Any]:
+def what_decides(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a ``config_tree`` that may not change between attempts."""
     fixed = {key: value for key, value in tree.items() if key not in FREE}
     data = fixed.get("data")
     if isinstance(data, Mapping) and isinstance(data.get("options"), Mapping):

@@ -36,9 +36,15 @@ class Ledger:
             self._nested = outer + spent
 
     def add(self, share: str, wall_s: float) -> None:
-        """Book seconds measured elsewhere that passed inside the current block."""
-        self._book(share, wall_s)
-        self._nested += wall_s
+        """Book seconds measured elsewhere that passed inside the current block.
+
+        At most what no share has yet: a phase that goes on from a checkpoint reports the seconds of
+        earlier attempts too, and phases side by side report more than passed.
+        """
+        free = time.perf_counter() - self._began - sum(self._shares.values())
+        passed = max(0.0, min(wall_s, free))
+        self._book(share, passed)
+        self._nested += passed
 
     def shares(self) -> dict[str, float]:
         """Share -> wall seconds, summing to the wall time so far."""

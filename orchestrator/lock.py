@@ -182,6 +182,14 @@ def lock_owner(path: Path) -> Mapping[str, Any] | None:
     return seen[0]
 
 
+def is_here(owner: Mapping[str, Any]) -> bool:
+    """Whether the owner's process number means the owner to us too, so that it may be signalled.
+
+    A container may share the host's name and not its process numbers.
+    """
+    return _owner_is_gone(owner) == ""
+
+
 def _read(path: Path) -> tuple[dict[str, Any], int] | None:
     """The owner and the heartbeat; an unreadable owner is an empty one."""
     try:

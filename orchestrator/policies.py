@@ -13,6 +13,7 @@ from typing import Any, Literal
 from orchestrator.cells import Cell, LimitSet, trained_alphas, trained_limits
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.plan import Plan
+from orchestrator.records import alpha_text
 from solvers.policy import Policy
 from solvers.storage import ResultRow
 
@@ -52,7 +53,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """Unique in a run, and fit for a file name."""
-        alpha = "" if self.alpha is None else f"-a{self.alpha:g}"
+        alpha = "" if self.alpha is None else f"-a{alpha_text(self.alpha)}"
         return f"{self.method}{alpha}-l{self.limit_set.index}"
 
     @property

@@ -31,7 +31,16 @@ class ProgressLines:
         self._read += len(whole) + len(newline)
         for line in whole.split(b"\n")[-LINES_PER_LOOK:]:
             if line:
-                yield _shown(json.loads(line))
+                yield _told(line)
+
+
+def _told(line: bytes) -> str:
+    # A disk that was full leaves half a line with the next one glued to it; a line that is for
+    # people must not end the driver, and with it the training that goes on.
+    try:
+        return _shown(json.loads(line))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return "a line of progress cannot be read: it was torn (is the disk full?)"
 
 
 def _shown(metrics: Mapping[str, float]) -> str:

@@ -41,6 +41,15 @@ MEAN_WEIGHT_BITS = "cost/mean_weight_bits"
 MEAN_ACT_BITS = "cost/mean_act_bits"
 
 
+def alpha_text(alpha: float) -> str:
+    """An alpha in names and tables: short where that is the number itself, else every digit.
+
+    Two alphas that agree to six digits are two questions, and one name for both loses an answer.
+    """
+    short = f"{alpha:g}"
+    return short if float(short) == alpha else repr(float(alpha))
+
+
 class State(StrEnum):
     """What came of a step."""
 

@@ -143,13 +143,17 @@ def run_group(
 
 
 def batch_sizes(config: Any) -> tuple[int, ...]:
-    """Every ``batch_size`` in a phase's configuration: workers share each in equal parts."""
+    """Every ``batch_size`` in a phase's configuration that workers share in equal parts.
+
+    Of one that is passed through in parts (``accumulate``) it is the parts that are shared.
+    """
     found: list[int] = []
     if is_dataclass(config):
+        parts = getattr(config, "accumulate", 1)
         for field in fields(config):
             value = getattr(config, field.name)
             if field.name == "batch_size" and isinstance(value, int):
-                found.append(value)
+                found.append(value // parts if value % parts == 0 else value)
             found += batch_sizes(value)
     elif isinstance(config, Mapping):
         for value in config.values():

@@ -216,7 +216,7 @@ def workers_that_fit(wanted: int, places: int, least: int | None, *dividing: int
         wanted: the configuration's ``num_workers``.
         places: workers that the living nodes can hold.
         least: the configuration's ``min_workers``; None asks for exactly ``wanted``.
-        dividing: batch sizes, which a group shares in equal parts.
+        dividing: images of one pass, which a group shares in equal parts.
 
     Returns:
         The largest number that fits, or None when not even the least does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.solve_options import TableOptions
 from solvers.accounting import Accounting, accounting_named
@@ -51,13 +51,7 @@ def read_inputs(asked: TableOptions) -> SolveInputs:
         if weights and acts:
             choices = BitChoices(weight_bits=weights, act_bits=acts, tied=asked.tied)
         else:
-            found = choices_from(importance, costs)
-            choices = BitChoices(
-                weight_bits=weights or found.weight_bits,
-                act_bits=acts or found.act_bits,
-                tied=asked.tied,
-                overrides=tuple((n, weights or w, acts or a) for n, w, a in found.overrides),
-            )
+            choices = replace(choices_from(importance, costs, weights, acts), tied=asked.tied)
         return SolveInputs(
             costs=costs,
             importance=importance,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cells import Cell
+from orchestrator.records import alpha_text
 from orchestrator.retries import RetriesConfig
 from orchestrator.solve_tasks import Body, SweepTables, solve_on_cluster
 from orchestrator.trials import run_trials
@@ -85,7 +86,7 @@ def question_chunks(
     """Questions by alpha, each group cut into trials; pure."""
     ordered = sorted(questions, key=lambda q: q.alpha)
     groups = [tuple(g) for _, g in groupby(ordered, key=lambda q: q.alpha)]
-    names = [[f"a{q.alpha:g}-{q.label}" for q in group] for group in groups]
+    names = [[f"a{alpha_text(q.alpha)}-{q.label}" for q in group] for group in groups]
     return _cut(groups, names, devices_per_trial, key)
 
 

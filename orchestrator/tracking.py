@@ -21,7 +21,7 @@ from orchestrator.config_schema import TrackingConfig
 from orchestrator.journal import JournalView
 from orchestrator.leftovers import sha256_of
 from orchestrator.mirror_state import MirrorError, MirrorState, exclusive, read_state, write_state
-from orchestrator.records import RunRecord, State
+from orchestrator.records import RunRecord, State, alpha_text
 from orchestrator.redact import redacted, redacted_text
 from orchestrator.results import results_of
 from orchestrator.runs import newest_records
@@ -269,7 +269,7 @@ class Mirror:
         if record.message:
             tags["mpq.message"] = redacted_text(record.message)
         params = {f"limit.{kind}": value for kind, value in record.limits.items()}
-        params |= {"alpha": f"{record.alpha:g}"} if record.alpha is not None else {}
+        params |= {"alpha": alpha_text(record.alpha)} if record.alpha is not None else {}
         params |= {"seed": str(record.seed)} if record.seed is not None else {}
         found = self._create(index, record.record_id, record.step, start_ms, tags, params)
         values = {**record.metrics, **{f"spent/{k}": v for k, v in record.costs.items()}}

@@ -189,12 +189,24 @@ def non_increasing(values: Sequence[float]) -> list[float]:
     return [mean for mean, length in blocks for _ in range(length)]
 
 
-def choices_from(importance: ImportanceTable, costs: CostTable) -> BitChoices:
+def choices_from(
+    importance: ImportanceTable,
+    costs: CostTable,
+    weight_bits: tuple[int, ...] = (),
+    act_bits: tuple[int, ...] = (),
+) -> BitChoices:
     """The candidates that the indicators cover: those most layers share, others as overrides.
 
+    Args:
+        importance: learned indicators.
+        costs: the network.
+        weight_bits: candidates of the weights, in place of those covered.
+        act_bits: the same for activations.
+
     Raises:
-        TableError: a searched layer has no value for a tensor.
+        TableError: a searched layer has no value for a tensor whose candidates are not named.
     """
+    named = {"weight": weight_bits, "act": act_bits}
     held: dict[tuple[str, str], set[int]] = {}
     for row in importance.rows:
         held.setdefault((row.layer, row.tensor), set()).add(row.bits)
@@ -202,7 +214,7 @@ def choices_from(importance: ImportanceTable, costs: CostTable) -> BitChoices:
     for layer in costs.searched:
         sets = []
         for tensor in get_args(TensorRole):
-            bits = held.get((layer.name, tensor))
+            bits = named[tensor] or held.get((layer.name, tensor))
             if not bits:
                 raise TableError(
                     f"importance table: layer {layer.name!r} has no {tensor} values; learn them, "

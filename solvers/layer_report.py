@@ -58,7 +58,9 @@ class LayerReport:
         limits: the additive limits, in the order of ``uses``.
         prices: objective that 1 % more of each limit buys, by the relaxation.
         options: every option, by bits.
-        next_bits: what it gets if the chosen pair is forbidden here; None if nothing fits then.
+        next_status: of the solve with the chosen pair forbidden here; None if there was none,
+            because nothing fits or the pair is the only one the layer may take.
+        next_bits: what it gets then; None without a policy.
         next_costs: how much the objective of the whole policy rises by that.
     """
 
@@ -70,8 +72,15 @@ class LayerReport:
     limits: tuple[str, ...]
     prices: tuple[float | None, ...]
     options: tuple[OptionReport, ...]
+    next_status: SolveStatus | None
     next_bits: LayerBits | None
     next_costs: float | None
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether both answers, the policy and its next choice, are the last word."""
+        last = (None, SolveStatus.PROVEN_OPTIMAL, SolveStatus.INFEASIBLE)
+        return self.status is SolveStatus.PROVEN_OPTIMAL and self.next_status in last
 
 
 def report_layer(request: SolveRequest, layer: str) -> LayerReport:
@@ -95,7 +104,7 @@ def report_layer(request: SolveRequest, layer: str) -> LayerReport:
     if pick is not None and all(p is not None for p in prices):
         paid = problem.cost[u] + np.array([p or 0.0 for p in prices]) @ problem.use[u]
         reduced = [float(v - paid.min()) for v in paid]
-    next_bits, next_costs = None, None
+    next_status, next_bits, next_costs = None, None, None
     if pick is not None and len(unit.options) > 1:
         others = [o for o in range(len(unit.options)) if o != pick]
         smaller = replace(
@@ -105,6 +114,7 @@ def report_layer(request: SolveRequest, layer: str) -> LayerReport:
             use=_put(problem.use, u, problem.use[u][:, others]),
         )
         second = search(smaller, solver=request.solver, time_limit_s=request.time_limit_s)
+        next_status = second.status
         if second.picks is not None and found.picks is not None:
             next_bits = smaller.units[u].options[second.picks[u]]
             next_costs = smaller.objective(second.picks) - problem.objective(found.picks)
@@ -129,6 +139,7 @@ def report_layer(request: SolveRequest, layer: str) -> LayerReport:
             )
             for o, bits in enumerate(unit.options)
         ),
+        next_status=next_status,
         next_bits=next_bits,
         next_costs=next_costs,
     )

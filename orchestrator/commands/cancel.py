@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 
 import click
@@ -25,7 +24,7 @@ def command(run: str, runs_dir: str, address: str | None, wait_s: float) -> Exit
     """
     if address is not None:
         return _on_cluster(run, address, wait_s)
-    from orchestrator.lock import lock_owner
+    from orchestrator.lock import is_here, lock_owner
     from orchestrator.runs import find_run
     from trainers.messages import STOP_FILE
 
@@ -36,8 +35,7 @@ def command(run: str, runs_dir: str, address: str | None, wait_s: float) -> Exit
         return ExitCode.DONE
     stop_file = store.root / STOP_FILE
     stop_file.touch()
-    if owner.get("host") == socket.gethostname():
-        # The lock knows that this process is the owner and not another of its number.
+    if is_here(owner):
         os.kill(int(owner["pid"]), signal.SIGTERM)
     who = f"process {owner.get('pid')} on {owner.get('host')}"
     click.echo(f"{store.name}: asked {who} to save and end")

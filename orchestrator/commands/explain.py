@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def command(
     layer: str, alpha: float, limits: tuple[str, ...], device: str | None, asked: TableOptions
 ) -> ExitCode:
-    """Say why LAYER got its bits."""
+    """Say why LAYER got its bits; what is not proven or does not fit ends with exit code 3."""
     from dataclasses import asdict
 
     from orchestrator.device_files import load_devices
@@ -41,10 +41,12 @@ def command(
     with naming(inputs.files):
         report = report_layer(request_for(asked, inputs, alpha, all_limits), layer)
     if asked.as_json:
-        click.echo(json.dumps(asdict(report) | {"status": report.status.value}, indent=1))
+        second = report.next_status and report.next_status.value
+        words = {"status": report.status.value, "next_status": second}
+        click.echo(json.dumps(asdict(report) | words, indent=1))
     else:
         click.echo("\n".join(_lines(report)))
-    return ExitCode.DONE if report.status.has_policy else ExitCode.INCOMPLETE
+    return ExitCode.DONE if report.is_proven else ExitCode.INCOMPLETE
 
 
 def _lines(report: LayerReport) -> list[str]:
@@ -67,9 +69,20 @@ def _lines(report: LayerReport) -> list[str]:
         pair = f"{option.bits.weight_bits}x{option.bits.act_bits}"
         uses = ", ".join(str(n) for n in option.uses)
         lines.append(f"  {mark} {pair:<6} {option.objective:<12.6g} {reduced:<13} {uses}")
+    if report.chosen is not None:
+        lines.append(f"  next choice{_next_choice(report)}")
+    return lines
+
+
+def _next_choice(report: LayerReport) -> str:
+    from solvers.certificate import SolveStatus
+
     if report.next_bits is not None and report.next_costs is not None:
         pair = f"{report.next_bits.weight_bits}x{report.next_bits.act_bits}"
-        lines.append(f"  next choice {pair}: the whole policy costs {report.next_costs:.6g} more")
-    elif report.chosen is not None:
-        lines.append("  next choice: none; without this pair nothing fits")
-    return lines
+        doubt = "" if report.is_proven else " (not proven: --time-limit was too short)"
+        return f" {pair}: the whole policy costs {report.next_costs:.6g} more{doubt}"
+    if report.next_status is None:
+        return ": none; this pair is the only one it may take"
+    if report.next_status is SolveStatus.INFEASIBLE:
+        return ": none; without this pair nothing fits"
+    return ": not known; the solve without this pair found nothing within --time-limit"

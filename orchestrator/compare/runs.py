@@ -10,6 +10,7 @@ from orchestrator.compare.inputs import ComparedRun, ReadRuns, load_policies, pi
 from orchestrator.compare.policies import Stability, distance, stability, stability_row
 from orchestrator.config import config_differences
 from orchestrator.figures.cost import seconds_text
+from orchestrator.records import alpha_text
 from orchestrator.report.cells_text import COLUMNS, result_cells
 from orchestrator.report.costs import amortised, search_parts
 from orchestrator.results import ResultRow, skipped_text
@@ -135,7 +136,7 @@ def stability_rows(found: Comparison) -> list[tuple[str, ...]]:
 
 def question(row: ResultRow) -> tuple[str, str, str]:
     """What a row answers: method, alpha, limits."""
-    return row.method, _NONE if row.alpha is None else f"{row.alpha:g}", row.limits_text
+    return row.method, _NONE if row.alpha is None else alpha_text(row.alpha), row.limits_text
 
 
 def _stability(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.figures.svg import CHAR_PX, Canvas, Drawing, short
+from orchestrator.records import alpha_text
 from solvers.tables import ImportanceTable
 
 # Anchors of a scale from dark blue to yellow that is even in lightness, also without colour.
@@ -130,7 +131,7 @@ def alpha_map(cells: Sequence[SolvedCell]) -> Drawing | None:
     canvas.text(left, 16, "alpha", "m s")
     at = {(c.alpha, c.limits): c for c in cells}
     for column, alpha in enumerate(alphas):
-        canvas.text(left + cell_w * (column + 0.5), 34, f"{alpha:g}", "b", "middle")
+        canvas.text(left + cell_w * (column + 0.5), 34, alpha_text(alpha), "b", "middle")
     for row, text in enumerate(limits):
         y = top + cell_h * row
         canvas.text(left - 8, y + 19, text, "m s", "end")
@@ -141,11 +142,11 @@ def alpha_map(cells: Sequence[SolvedCell]) -> Drawing | None:
                 continue
             if found.policy_id is None:
                 canvas.bar(x, y, cell_w - 3, cell_h - 3, canvas.hatch("red"),
-                           f"alpha {alpha:g}, {text}: {found.status}", 3)  # fmt: skip
+                           f"alpha {alpha_text(alpha)}, {text}: {found.status}", 3)  # fmt: skip
                 continue
             name = names[found.policy_id]
             use = "" if found.use is None else f", uses {100 * found.use:.1f} % of the first limit"
-            told = f"alpha {alpha:g}, {text}: policy {name} = {found.policy_id}{use}"
+            told = f"alpha {alpha_text(alpha)}, {text}: policy {name} = {found.policy_id}{use}"
             trained = found.top1 is not None
             fill = "var(--grid)" if trained else "var(--panel)"
             canvas.bar(x, y, cell_w - 3, cell_h - 3, fill, told, 3)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from orchestrator.records import alpha_text
 from solvers.storage import ResultRow
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -29,7 +30,7 @@ def objective_over_limit(rows: Sequence[ResultRow]) -> Figure:
             markersize=3,
             alpha=0.6,
             color=COLOURS[index % len(COLOURS)],
-            label=f"alpha {alpha:g}",
+            label=f"alpha {alpha_text(alpha)}",
         )
     first = answered[0][0].limits.split("=")[0] if answered else "the limit"
     axes.set_xlabel(f"use of {first}")

@@ -19,7 +19,12 @@ SUFFIX = "-rehearsal"
 STEPS = 2
 # A worker's share of a batch: BatchNorm of the last feature maps needs more than one image.
 IMAGES_A_WORKER = 4
+# Training images for each worker: batches of its share, after a phase took its fraction of them.
 MAX_IMAGES = 16
+# Half of them is two batches. A hundredth of 16 images would be one image.
+_LEAST_FRACTION = 0.5
+# Images in one pass of a share that is passed through in parts; one would stop BatchNorm.
+_IMAGES_A_PART = 2
 # Anything of these names, in whatever section, is at most so much.
 _CAPS: Mapping[str, int] = {
     "images": 8,
@@ -55,6 +60,11 @@ class Stage:
     weights: str | None = None
 
 
+def num_images(num_workers: int) -> int:
+    """Training images of a rehearsal: every worker needs its share of a batch."""
+    return MAX_IMAGES * num_workers
+
+
 def rehearsed(config: ExperimentConfig, stage: Stage) -> ExperimentConfig:
     """The rehearsal of an experiment, under a name and in a folder of its own.
 
@@ -70,7 +80,7 @@ def rehearsed(config: ExperimentConfig, stage: Stage) -> ExperimentConfig:
         for f in fields(config)
         if f.name not in ("model", "data", "search", "cluster", "tracking")
     }
-    data = replace(config.data, max_images=MAX_IMAGES)
+    data = replace(config.data, max_images=num_images(stage.num_workers))
     if stage.data_path is not None:
         data = replace(data, path=stage.data_path)
     model = config.model if stage.weights is None else replace(config.model, weights=stage.weights)
@@ -101,8 +111,14 @@ def _shrunk(value: Any, stage: Stage) -> Any:
             changed[name] = min(found, _CAPS[name])
         elif name == "batch_size":
             changed[name] = min(found, IMAGES_A_WORKER * stage.num_workers)
+        elif name == "fraction":
+            changed[name] = max(found, _LEAST_FRACTION)
         elif is_dataclass(found) or isinstance(found, tuple):
             changed[name] = _shrunk(found, stage)
+    whole = getattr(value, "batch_size", 0)
+    if "accumulate" in names and changed["batch_size"] < whole:
+        share = changed["batch_size"] // stage.num_workers
+        changed["accumulate"] = _parts(getattr(value, "accumulate", 1), whole, share)
     if "steps" in names:
         changed["steps"] = STEPS
     if "warmup_epochs" in names:
@@ -110,6 +126,17 @@ def _shrunk(value: Any, stage: Stage) -> Any:
     if not stage.has_gpus:
         changed |= {name: plain for name, plain in _WITHOUT_GPU.items() if name in names}
     return replace(value, **changed)
+
+
+def _parts(accumulate: int, batch_size: int, share: int) -> int:
+    """The most parts, at most ``accumulate``, that a worker's share of the shrunk batch has.
+
+    What does not divide the experiment's own batch stays: its rehearsal has to stop at it too.
+    """
+    if batch_size % accumulate:
+        return accumulate
+    room = max(1, share // _IMAGES_A_PART)
+    return max(n for n in range(1, min(accumulate, room) + 1) if share % n == 0)
 
 
 # Without a GPU 16-bit passes are slow or missing, and compiling a kernel takes minutes.

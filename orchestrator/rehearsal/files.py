@@ -17,11 +17,13 @@ from orchestrator.config_types import is_published
 from orchestrator.errors import LockedError, UserError
 from orchestrator.forecast.images_at_hand import needs_path
 from orchestrator.lock import lock_owner
-from orchestrator.rehearsal.config import MAX_IMAGES, STEPS, SUFFIX, Stage
+from orchestrator.rehearsal.config import MAX_IMAGES, STEPS, SUFFIX, Stage, num_images
 from orchestrator.store import RunStore
 from orchestrator.yaml_source import read_yaml
 
 MADE = "made"
+# What one that was stopped early left: its configuration is stored after these, before any step.
+_BEFORE_CONFIG = {MADE, "steps", "lock", "lock.guard", "journal.jsonl", "driver.log"}
 # Distinct pictures; the folders of all classes hold links to them.
 _PICTURES = 16
 # Sides as photographs have them: the transforms must scale and crop.
@@ -55,8 +57,9 @@ def prepare(config: ExperimentConfig, *, num_workers: int = 1, has_gpus: bool = 
         LockedError: another process is at the same rehearsal.
     """
     store = _emptied(config)
+    most = num_images(num_workers)
     told = [
-        f"REHEARSAL of {config.name}: every phase for {STEPS} updates on at most {MAX_IMAGES} "
+        f"REHEARSAL of {config.name}: every phase for {STEPS} updates on at most {most} "
         "images; its figures mean nothing",
         f"workers: {num_workers}, {'as the experiment asks' if has_gpus else 'no GPU, float32'}",
     ]
@@ -70,7 +73,7 @@ def prepare(config: ExperimentConfig, *, num_workers: int = 1, has_gpus: bool = 
                 "it makes folders of JPEG files",
                 "give --set data.path=..., or --set data.name=imagefolder",
             )
-        make_images(made / "images", config.model.num_classes)
+        make_images(made / "images", config.model.num_classes, most)
         data_path = str(made / "images")
         told.append(f"images: MADE UP in {data_path}, because data.path is not set")
     else:
@@ -88,10 +91,15 @@ def prepare(config: ExperimentConfig, *, num_workers: int = 1, has_gpus: bool = 
     return Prepared(stage=stage, told=tuple(told))
 
 
-def make_images(folder: Path, num_classes: int) -> None:
-    """An ImageFolder of gradients with noise, one picture a class, in ``train`` and ``val``.
+def make_images(folder: Path, num_classes: int, least: int = MAX_IMAGES) -> None:
+    """An ImageFolder of gradients with noise, as many a class as needed, in ``train`` and ``val``.
 
     Among them are a grey and a CMYK one, as ImageNet has them.
+
+    Args:
+        folder: where to make it.
+        num_classes: folders of each part.
+        least: images of each part.
     """
     import numpy as np
     from PIL import Image
@@ -108,10 +116,10 @@ def make_images(folder: Path, num_classes: int) -> None:
         picture.convert(mode).save(pictures / f"{index}.jpg", quality=85)
     digits = len(str(num_classes - 1))
     for part in ("train", "val"):
-        for label in range(num_classes):
-            home = folder / part / f"class{label:0{digits}d}"
-            home.mkdir(parents=True)
-            os.link(pictures / f"{label % _PICTURES}.jpg", home / f"{label}.jpg")
+        for index in range(max(least, num_classes)):
+            home = folder / part / f"class{index % num_classes:0{digits}d}"
+            home.mkdir(parents=True, exist_ok=True)
+            os.link(pictures / f"{index % _PICTURES}.jpg", home / f"{index}.jpg")
     shutil.rmtree(pictures)
 
 
@@ -123,15 +131,25 @@ def _emptied(config: ExperimentConfig) -> RunStore:
     owner = lock_owner(store.lock_path)
     if owner is not None:
         raise LockedError("the rehearsal is running already", str(store.root), f"by {dict(owner)}")
-    if store.config_path.is_file() and not read_yaml(store.config_path).tree.get("rehearsal"):
+    if not _is_rehearsal(store):
         raise UserError(
-            "the folder of the rehearsal holds a run that is none",
+            "the folder of the rehearsal holds something that is none (a run, a study)",
             str(store.root),
             "it would be lost",
             "move it away, or give the experiment another name",
         )
     shutil.rmtree(store.root)
     return store
+
+
+def _is_rehearsal(store: RunStore) -> bool:
+    """Whether nothing but a rehearsal is lost with the folder."""
+    if store.config_path.is_file():
+        tree = read_yaml(store.config_path).tree
+        return isinstance(tree, dict) and tree.get("rehearsal") is True
+    steps = store.root / "steps"
+    is_begun = not steps.exists() or not any(steps.iterdir())
+    return is_begun and {path.name for path in store.root.iterdir()} <= _BEFORE_CONFIG
 
 
 def _is_here(config: ExperimentConfig) -> bool:

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator.records import alpha_text
 from orchestrator.results import NOT_RECORDED, ResultRow, Results, bitops_text, skipped_text
 
 COLUMNS = (
@@ -95,7 +96,7 @@ def escaped(text: str) -> str:
 def _cells(row: ResultRow) -> tuple[str, ...]:
     return (
         row.method,
-        _NONE if row.alpha is None else f"{row.alpha:g}",
+        _NONE if row.alpha is None else alpha_text(row.alpha),
         row.limits_text or _NONE,
         _number(row.mean_weight_bits, "{:.2f}"),
         _number(row.mean_act_bits, "{:.2f}"),

@@ -12,6 +12,7 @@ from orchestrator.figures.cost import ReportedCost, amortised_figure, search_cos
 from orchestrator.figures.heat import SolvedCell, alpha_map, indicator_figure
 from orchestrator.figures.proxies import proxy_scatter, tau_figure
 from orchestrator.figures.svg import Drawing
+from orchestrator.records import alpha_text
 from orchestrator.report.costs import search_parts
 from orchestrator.report.inputs import Importances, RunInputs
 from orchestrator.results import ResultRow, out_of_reach
@@ -160,7 +161,9 @@ def _proxies(run: RunInputs) -> tuple[list[Drawing | None], list[ProxyValidity]]
     scatters: list[Drawing | None] = []
     found: list[ProxyValidity] = []
     for each in run.importance:
-        points = proxy_points(each.source, each.table, each.alpha, measured)
+        if each.solved is None:
+            continue
+        points = proxy_points(each.source, each.solved, each.alpha, measured)
         own = validities(points, each.source, each.alpha)
         found += own
         if own and len(scatters) < _MAX_SCATTERS:
@@ -169,7 +172,7 @@ def _proxies(run: RunInputs) -> tuple[list[Drawing | None], list[ProxyValidity]]
 
 
 def _label(row: ResultRow) -> str:
-    alpha = "" if row.alpha is None else f"alpha {row.alpha:g} "
+    alpha = "" if row.alpha is None else f"alpha {alpha_text(row.alpha)} "
     return f"{alpha}at {row.limits_text} ({row.policy_id})"
 
 

@@ -21,10 +21,12 @@ from orchestrator.results import Results, results_of
 from orchestrator.runs import newest_records
 from orchestrator.store import RunStore
 from orchestrator.yaml_source import parse_value, parse_yaml
-from solvers.errors import SolversError
+from solvers.errors import SolversError, TableError
+from solvers.layer_statistics import load_statistics
 from solvers.policy import Policy
 from solvers.storage import load_costs, load_importance, load_policy
 from solvers.tables import CostTable, ImportanceTable
+from solvers.transforms import transform
 
 T = TypeVar("T")
 INITIAL = "initial"
@@ -40,13 +42,16 @@ class Importances:
         source: whose: the method that solves with it.
         label: for people: ``limpq, learned``.
         alpha: of the cells that are solved with it.
-        table: its values.
+        table: its values, as they were learned.
+        solved: its values as the solver reads them (``importance.transform``); None where what
+            that needs is missing.
     """
 
     source: str
     label: str
     alpha: float
     table: ImportanceTable
+    solved: ImportanceTable | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,15 +128,17 @@ def read_inputs(
     results = results_of(store.name, records)
     lacks: list[str] = []
     found = [_output(store, r, "costs", load_costs, lacks) for r in records if r.phase == "costs"]
+    costs = next((costs for costs in found if costs is not None), None)
+    config = read_config(store, lacks, parsed)
     return RunInputs(
         store=store,
         view=view,
-        config=read_config(store, lacks, parsed),
+        config=config,
         records=records,
         results=results,
-        costs=next((costs for costs in found if costs is not None), None),
+        costs=costs,
         policies=_policies(store, records, {} if known is None else known, lacks),
-        importance=_importance(store, records, results, lacks),
+        importance=_importance(store, records, results, _Reading(_way(config), costs), lacks),
         lacks=tuple(dict.fromkeys(lacks)),
     )
 
@@ -185,8 +192,41 @@ def _policies(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How the solver of a run reads its learned indicators: the transform, and its network."""
+
+    transform: str
+    costs: CostTable | None
+
+    def __call__(
+        self, store: RunStore, record: RunRecord, table: ImportanceTable, lacks: list[str]
+    ) -> ImportanceTable | None:
+        """The table as it is solved with; else None, and a clause in ``lacks``."""
+        if self.transform == "raw":
+            return table
+        known = _output(store, record, "statistics", load_statistics, lacks)
+        try:
+            if self.costs is None:
+                raise TableError("the cost table is missing")
+            return transform(table, self.costs, self.transform, known or ())
+        except SolversError as error:
+            path = record.outputs["importance"]
+            lacks.append(f"{path} cannot be read as {self.transform!r}: {error}")
+            return None
+
+
+def _way(config: Mapping[str, Any]) -> str:
+    section = config.get("importance")
+    return str(section.get("transform", "raw")) if isinstance(section, Mapping) else "raw"
+
+
 def _importance(
-    store: RunStore, records: Sequence[RunRecord], results: Results, lacks: list[str]
+    store: RunStore,
+    records: Sequence[RunRecord],
+    results: Results,
+    read: _Reading,
+    lacks: list[str],
 ) -> tuple[Importances, ...]:
     alphas: dict[str, float] = {}
     for row in results.rows:
@@ -201,6 +241,8 @@ def _importance(
                 continue
             table = _output(store, record, role, load_importance, lacks)
             if table is not None:
+                # Only these are transformed: other tables are the solver's as they are.
+                learned = record.phase == "indicators" and role != INITIAL
                 source = record.method
                 if record.phase == "meta":
                     source = "metamix_ilp"
@@ -212,6 +254,7 @@ def _importance(
                         label=f"{record.method}, {label}",
                         alpha=alphas.get(source, first),
                         table=table,
+                        solved=read(store, record, table, lacks) if learned else table,
                     )
                 )
     return tuple(tables)

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator import events
 from orchestrator.journal import JournalView
-from orchestrator.records import EVIDENCE, RunRecord, State
+from orchestrator.records import EVIDENCE, RunRecord, State, alpha_text
 from orchestrator.report.cells_text import COLUMNS, escaped, markdown_table, result_cells
 from orchestrator.report.inputs import RunInputs
 from orchestrator.report.run_page import not_run_lines
@@ -108,7 +108,7 @@ def _search(results: Results) -> str:
             rows.append([text, *[(row.policy_id or row.status) if row else "-" for row in found]])
         lines += [
             "Policies by limit and alpha; equal names are equal bits, trained once:",
-            markdown_table(["limits", *[f"alpha {alpha:g}" for alpha in alphas]], rows),
+            markdown_table(["limits", *[f"alpha {alpha_text(alpha)}" for alpha in alphas]], rows),
         ]
     return "\n\n".join(lines)
 

@@ -14,7 +14,7 @@ from orchestrator.figures.cost import (
     seconds_text,
 )
 from orchestrator.figures.svg import Drawing
-from orchestrator.records import EVIDENCE, RunRecord, State
+from orchestrator.records import EVIDENCE, RunRecord, State, alpha_text
 from orchestrator.report.cells_text import COLUMNS, NUMERIC, result_cells
 from orchestrator.report.costs import METERS, amortised, search_parts
 from orchestrator.report.escape import bullets, facts_list, html_table, paragraph
@@ -188,7 +188,7 @@ def _proxies(drawn: RunFigures) -> str:
     if not drawn.validity:
         return ""
     rows = [
-        (v.source, f"{v.alpha:g}", v.limits, str(v.correlation.n), tau_text(v.correlation))
+        (v.source, alpha_text(v.alpha), v.limits, str(v.correlation.n), tau_text(v.correlation))
         for v in drawn.validity
     ]
     told = (
@@ -261,7 +261,7 @@ def not_run_lines(run: RunInputs) -> list[str]:
 
 
 def _named(row: ResultRow) -> str:
-    alpha = "" if row.alpha is None else f", alpha {row.alpha:g}"
+    alpha = "" if row.alpha is None else f", alpha {alpha_text(row.alpha)}"
     return f"{row.method}{alpha} at {row.limits_text}"
 
 

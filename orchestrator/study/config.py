@@ -70,7 +70,7 @@ class Study:
         return f"{self.name}-s{seed}"
 
     def to_json(self) -> dict[str, Any]:
-        """What decides its results, seeds apart: a study may get more of them."""
+        """What its own file says about its results, seeds apart: a study may get more of them."""
         return {
             "name": self.name,
             "methods": list(self.methods),

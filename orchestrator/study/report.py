@@ -209,7 +209,9 @@ def _proxies(read: ReadRuns) -> str:
         inputs = read_inputs(run.store, run.view, known, parsed)
         measured = inputs.measured()
         for each in inputs.importance:
-            points = proxy_points(each.source, each.table, each.alpha, measured)
+            if each.solved is None:
+                continue
+            points = proxy_points(each.source, each.solved, each.alpha, measured)
             for found in validities(points, each.source, each.alpha):
                 if found.correlation.tau is not None:
                     key = (each.source, found.limits)

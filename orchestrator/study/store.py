@@ -1,6 +1,6 @@
 """Where does a study keep what it makes, and which runs belong to it?
 
-runs_dir/NAME/study.json        what decides its results, and its runs by seed
+runs_dir/NAME/study.json        what decides its results, its base included, and its runs by seed
               configs/          the experiment file of every seed
               logs/             what each run said
               report.html, results.csv, results.json, figures/
@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.drift import FREE
+from orchestrator.config import LoadedConfig, config_differences, config_tree
+from orchestrator.drift import FREE, what_decides
 from orchestrator.errors import DriftError, StoreError
 from orchestrator.report.inputs import read_config
 from orchestrator.runs import find_run
 from orchestrator.store import RunStore
 from orchestrator.study.config import Study, is_study, load_study
+from orchestrator.yaml_source import read_yaml
 from solvers.atomic import write_atomically
 
 SCHEMA = "study-plan/1"
@@ -35,13 +37,15 @@ class StudyStore:
         name: of the study.
         runs_dir: where it and its runs are.
         runs: seed -> name of its run.
-        said: what decides its results.
+        said: what its own file says about its results.
+        shared: what decides the results of every run; None in a plan of before this was kept.
     """
 
     name: str
     runs_dir: Path
     runs: Mapping[int, str]
     said: Mapping[str, Any]
+    shared: Mapping[str, Any] | None = None
 
     @property
     def root(self) -> Path:
@@ -66,15 +70,10 @@ class StudyStore:
         return RunStore(self.runs_dir, self.runs[seed])
 
 
-def keep_study(study: Study, texts: Mapping[int, str]) -> StudyStore:
-    """Write the plan and the experiment files of a study, or add seeds to one that exists.
-
-    Args:
-        study: what was asked for.
-        texts: experiment file of every seed.
+def study_folder(study: Study) -> Path:
+    """Where a study goes.
 
     Raises:
-        DriftError: a study of that name had other methods, budgets or settings.
         StoreError: a run of an experiment has the name.
     """
     runs_dir = Path(study.runs_dir).expanduser().resolve()
@@ -83,24 +82,46 @@ def keep_study(study: Study, texts: Mapping[int, str]) -> StudyStore:
             f"{study.name!r} is a run, not a study", str(runs_dir / study.name),
             todo="give the study another name",
         )  # fmt: skip
+    return runs_dir / study.name
+
+
+def keep_study(study: Study, experiments: Mapping[int, tuple[str, LoadedConfig]]) -> StudyStore:
+    """Write the plan and the experiment files of a study, or add seeds to one that exists.
+
+    For whoever holds the study's lock: another start of it reads these files.
+
+    Args:
+        study: what was asked for.
+        experiments: seed -> experiment file and configuration.
+
+    Raises:
+        DriftError: a study of that name had other methods, budgets or settings, or its runs were
+            made from another base.
+        StoreError: a run of an experiment has the name.
+    """
+    folder = study_folder(study)
+    runs_dir = folder.parent
     before = read_study(runs_dir, study.name)
     said = json.loads(json.dumps(study.to_json()))
+    shared = next(
+        (_shared(config_tree(own.config)) for _, own in experiments.values()),
+        None if before is None else before.shared,
+    )
     was, now = _deciding(said if before is None else before.said), _deciding(said)
     if before is not None and was != now:
         changed = [key for key in now if was.get(key) != now[key]]
-        raise DriftError(
-            f"study {study.name!r} was made with other {', '.join(changed)}",
-            str(before.root / PLAN),
-            "results of two studies must not stand under one name; only seeds may be added",
-            "undo the change, or give the study another name and --reuse what the first finished",
-        )
+        raise _drift(before, f"other {', '.join(changed)}")
+    if before is not None and shared is not None:
+        changed = list(config_differences(_made_with(before) or shared, shared))
+        if changed:
+            raise _drift(before, f"another base (now {study.base}):\n    " + "\n    ".join(changed))
     runs = {} if before is None else dict(before.runs)
     runs |= {seed: study.run_name(seed) for seed in study.seeds}
-    store = StudyStore(name=study.name, runs_dir=runs_dir, runs=runs, said=said)
-    for seed, text in texts.items():
+    store = StudyStore(name=study.name, runs_dir=runs_dir, runs=runs, said=said, shared=shared)
+    for seed, (text, _) in experiments.items():
         write_atomically(store.config_path(seed), text)
     listed = [{"seed": seed, "run": name} for seed, name in sorted(runs.items())]
-    body = {"schema": SCHEMA, "study": said, "runs": listed}
+    body = {"schema": SCHEMA, "study": said, "shared": shared, "runs": listed}
     write_atomically(store.root / PLAN, json.dumps(body, indent=1) + "\n")
     return store
 
@@ -109,6 +130,33 @@ def _deciding(said: Mapping[str, Any]) -> dict[str, Any]:
     """Without the sections that say how and where: a study may go on with other resources."""
     settings = {k: v for k, v in (said.get("settings") or {}).items() if k not in FREE}
     return {**said, "settings": settings}
+
+
+def _shared(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the results of every run of a study: its seeds differ in name and seed."""
+    shared = {k: v for k, v in what_decides(tree).items() if k not in ("name", "seed")}
+    return dict(json.loads(json.dumps(shared)))  # as it will be read back
+
+
+def _made_with(study: StudyStore) -> Mapping[str, Any] | None:
+    """What its runs were made with; None when there is no run yet, or none that says it.
+
+    A study without a run may still be corrected: nothing was made with what it said.
+    """
+    runs = [run for run in map(study.store, sorted(study.runs)) if run.exists()]
+    if runs and study.shared is not None:
+        return study.shared
+    stored = (run.config_path for run in runs if run.config_path.is_file())
+    return next((_shared(read_yaml(path).tree) for path in stored), None)
+
+
+def _drift(before: StudyStore, what: str) -> DriftError:
+    return DriftError(
+        f"study {before.name!r} was made with {what}",
+        str(before.root / PLAN),
+        "results of two studies must not stand under one name; only seeds may be added",
+        "undo the change, or give the study another name and --reuse what the first finished",
+    )
 
 
 def read_study(runs_dir: Path, name: str) -> StudyStore | None:
@@ -132,6 +180,7 @@ def read_study(runs_dir: Path, name: str) -> StudyStore | None:
             runs_dir=runs_dir,
             runs={int(each["seed"]): str(each["run"]) for each in body["runs"]},
             said=dict(body["study"]),
+            shared=None if (shared := body.get("shared")) is None else dict(shared),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError("the study's plan is damaged", str(path), str(error)) from error

@@ -14,7 +14,7 @@ from orchestrator.store import RunStore
 from orchestrator.study.config import Study
 from orchestrator.study.report import write_study_report
 from orchestrator.study.results import COLUMNS, StudyTable, study_cells
-from orchestrator.study.store import StudyStore, find_study, keep_study
+from orchestrator.study.store import StudyStore, find_study, keep_study, study_folder
 from orchestrator.study.trials import exit_code, pending_seeds, run_study
 from orchestrator.tracking import mirror_study
 from orchestrator.tracking_tables import by_column
@@ -58,8 +58,9 @@ def run_whole_study(order: StudyOrder) -> tuple[StudyTable, StudyStore, ExitCode
             print(f"[{time.perf_counter() - began:7.1f} s] {text}", flush=True)
 
     reuse = _donors(order)
-    store = keep_study(study, {seed: text for seed, (text, _) in order.experiments.items()})
-    with RunLock(store.root / "lock"):
+    with RunLock(study_folder(study) / "lock"):
+        # Under the lock: a start that is refused leaves the files of the one that goes on.
+        store = keep_study(study, order.experiments)
         pending = [seed for seed in pending_seeds(store) if seed in order.experiments]
         told: dict[int, int] = {}
         say(f"study {study.name} in {store.root}: {len(study.seeds)} runs, {len(pending)} to do")

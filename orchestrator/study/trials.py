@@ -74,7 +74,7 @@ def run_study(
         reuse: seed -> run folders whose finished steps it may take over.
     """
     store.stop_path.unlink(missing_ok=True)
-    with ray_cluster(cluster.address) as nodes:
+    with ray_cluster(cluster.address, insecure=cluster.insecure) as nodes:
         import ray
 
         ask = resources_for(cluster, nodes)

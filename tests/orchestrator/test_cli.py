@@ -181,6 +181,54 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     assert errors_shown == b""
 
 
+_WORK = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from orchestrator import cli
+from orchestrator.errors import ExitCode, UserError
+
+def work(_):
+    if sys.argv[2] == "compare":
+        Console().print("a table")
+    for line in range(3):
+        print(line, flush=True)
+        print(line, file=sys.stderr, flush=True)
+        Console().print(line)
+    Path(sys.argv[1]).write_text("done")
+    if sys.argv[3:]:
+        raise UserError("what")
+    return ExitCode.INCOMPLETE
+
+cli._invoke = work
+cli.main([sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "is_done"),
+    [
+        (["run"], 3, True),
+        (["study"], 3, True),
+        (["run", "fail"], 2, True),
+        (["status"], 0, False),
+        (["compare"], 0, False),
+    ],
+)
+def test_a_reader_that_leaves_ends_no_work_and_hides_no_exit_code(
+    tmp_path: Path, arguments: list[str], code: int, is_done: bool
+) -> None:
+    done = tmp_path / "done"
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WORK, str(done), *arguments], stdout=write, stderr=write, cwd=ROOT
+    )
+    os.close(write)
+    os.close(read)
+    assert process.wait() == code
+    assert done.exists() == is_done
+
+
 def test_user_errors_say_what_where_why_and_what_to_do_and_survive_pickling() -> None:
     for kind in vars(errors).values():
         if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,7 @@ def test_no_readable_run_is_bad_input(tmp_path: Path) -> None:
 def test_a_question_is_a_method_an_alpha_and_limits(tmp_path: Path) -> None:
     read = read_runs([write_run(tmp_path, "a")])
     assert question(read.runs[0].results.rows[0]) == ("limpq", "1", "bitops=1G")
+    # A study's rows are keyed by it: two alphas of seven digits are two rows.
+    first = read.runs[0].results.rows[0]
+    near = [question(replace(first, alpha=alpha))[1] for alpha in (1.0, 1.0000001, 1.0000002)]
+    assert near == ["1", "1.0000001", "1.0000002"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator import device_sweep
 from orchestrator.config import load_config
 from orchestrator.config_schema import ImportanceConfig
-from orchestrator.device_sweep import _key, device_questions, saved_tables
+from orchestrator.device_sweep import _key, device_questions, saved_tables, sweep_devices
 from orchestrator.errors import StoreError
 from orchestrator.journal import read_journal
 from solvers.devices import Device
@@ -61,3 +64,24 @@ def test_a_run_without_indicators_is_refused(tmp_path: Path) -> None:
     session.journal.view = SimpleNamespace(records=tuple, current_keys=dict)
     with pytest.raises(StoreError, match="no learned indicators"):
         saved_tables(session)
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+def test_an_open_cluster_is_joined_where_the_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, insecure: bool
+) -> None:
+    asked = []
+
+    @contextmanager
+    def joined(address: str | None, *, insecure: bool = False) -> Iterator[None]:
+        asked.append((address, insecure))
+        raise ConnectionError
+        yield
+
+    monkeypatch.setattr(device_sweep, "ray_cluster", joined)
+    session = _session(tmp_path, "raw")
+    cluster = replace(session.config.cluster, insecure=insecure)
+    session.config = replace(session.config, cluster=cluster)
+    with pytest.raises(ConnectionError):
+        sweep_devices(session, device_questions([], [1.0]), "head:6379")
+    assert asked == [("head:6379", insecure)]

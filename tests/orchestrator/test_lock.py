@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli import run_command
 from orchestrator.errors import ExitCode, LockedError
-from orchestrator.lock import RunLock, lock_owner
+from orchestrator.lock import RunLock, _process_started, lock_owner
+from orchestrator.store import RunStore
+from trainers.messages import STOP_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -176,6 +180,30 @@ def test_a_process_in_another_container_is_not_judged_by_its_number(tmp_path: Pa
     fake = FakeTime(on_sleep=lambda: os.utime(path, (1.0, 1.0)))
     with pytest.raises(LockedError):
         RunLock(path, clock=fake.clock, sleep=fake.sleep).acquire()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"pid_space": "pid:[1]"}, {"host": "elsewhere"}, {"process_started": "1"}]
+)
+def test_cancel_signals_the_owner_and_never_another_process_of_its_number(
+    tmp_path: Path, changes: dict[str, str]
+) -> None:
+    with RunStore(tmp_path, "a").opened():
+        pass
+    lock = tmp_path / "a" / "lock"
+    bystander = _start("import sys; sys.stdin.read()")
+    started = _process_started(bystander.pid)
+    _foreign(lock, **{"pid": bystander.pid, "process_started": started, **changes})
+    run_command(["cancel", "a", "--runs-dir", str(tmp_path), "--wait", "0.1"])
+    stopped = (tmp_path / "a" / STOP_FILE).exists()
+    if changes:
+        assert bystander.poll() is None
+        assert stopped == ("process_started" not in changes)  # nobody is asked where nobody runs
+    else:
+        assert bystander.wait(timeout=30) == -signal.SIGTERM
+        assert stopped
+    bystander.kill()
+    bystander.communicate()
 
 
 def test_an_owner_whose_lock_was_taken_over_notices_and_leaves_the_new_one(tmp_path: Path) -> None:

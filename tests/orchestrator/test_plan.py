@@ -276,10 +276,29 @@ def test_the_ledger_books_every_second_once(monkeypatch: pytest.MonkeyPatch) -> 
         now[0] = 3.0
         with ledger.span("report"):
             now[0] = 4.0
-        ledger.add("train", 5.0)
         now[0] = 10.0
+        ledger.add("train", 5.0)
     now[0] = 12.0
     shares = ledger.shares()
     assert shares == {"plan": 3.0, "report": 1.0, "train": 5.0, "other": 3.0}
     assert sum(shares.values()) == 12.0
     assert overhead_share(shares) == pytest.approx(7 / 12)
+
+
+def test_the_ledger_books_no_second_of_an_earlier_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("orchestrator.ledger.time.perf_counter", lambda: now[0])
+    ledger = Ledger()
+    with ledger.span("Ray start and stop"):
+        now[0] = 20.0
+    now[0] = 30.0
+    # A phase that had an hour behind it when this attempt began, and 10 s of it.
+    ledger.add("train", 3610.0)
+    ledger.add("evaluate", 60.0)
+    with ledger.span("report"):
+        now[0] = 40.0
+    shares = ledger.shares()
+    assert sum(shares.values()) == 40.0
+    assert shares["Ray start and stop"] == 20.0
+    assert shares["train"] == 10.0
+    assert overhead_share(shares) == pytest.approx(30 / 40)

@@ -17,8 +17,13 @@ from orchestrator.plan import make_plan
 from orchestrator.rehearsal import run as rehearsal_run
 from orchestrator.rehearsal.config import MAX_IMAGES, STEPS, Stage, refuse_mixture, rehearsed
 from orchestrator.rehearsal.files import make_images, prepare
+from orchestrator.specs import phase_spec
 from orchestrator.store import RunStore
 from orchestrator.trace import images_fingerprint, traced_costs
+from trainers.data import load_data
+from trainers.errors import DataError
+from trainers.phases import PhaseContext
+from trainers.setup import make_plan as make_batches
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "configs" / "experiments").glob("*_imagenet*"))
 PLAIN = """schema: experiment/1
@@ -79,6 +84,44 @@ def test_workers_and_gpus_are_as_asked(config: ExperimentConfig) -> None:
     assert not contradictions(short, {})
 
 
+def _plans(config: ExperimentConfig) -> None:
+    """The batches of every training phase, as its workers make them."""
+    for recipe in (config.pretrain, config.indicators, config.train):
+        spec = phase_spec(config, "pretrain", recipe, {})
+        data = load_data(spec.data, spec.seed)
+        context = replace(PhaseContext.alone(Path()), world_size=config.cluster.num_workers)
+        make_batches(data.train, data, recipe, spec, context)
+
+
+@pytest.mark.parametrize(("workers", "fraction"), [(1, 0.01), (3, 0.5), (5, 0.01), (5, 1.0)])
+def test_every_worker_gets_its_share_of_a_batch(
+    config: ExperimentConfig, workers: int, fraction: float
+) -> None:
+    part = replace(config, train=replace(config.train, fraction=fraction))
+    stage = prepare(part, num_workers=workers).stage
+    _plans(rehearsed(part, stage))
+
+
+@pytest.mark.parametrize(("accumulate", "parts"), [(1, 1), (2, 2), (8, 2), (16, 2)])
+def test_a_share_is_passed_through_in_parts_where_the_experiment_does_so(
+    config: ExperimentConfig, accumulate: int, parts: int
+) -> None:
+    own = replace(config, train=replace(config.train, batch_size=64, accumulate=accumulate))
+    short = rehearsed(own, prepare(own, num_workers=3).stage)
+    assert short.train.accumulate == parts
+    _plans(short)
+
+
+def test_parts_that_the_experiment_cannot_have_stop_its_rehearsal_too(
+    config: ExperimentConfig,
+) -> None:
+    wrong = replace(config, train=replace(config.train, batch_size=64, accumulate=3))
+    with pytest.raises(DataError, match="3 equal parts"):
+        _plans(rehearsed(wrong, prepare(wrong).stage))
+    tiny = replace(config, train=replace(config.train, batch_size=4, accumulate=4))
+    assert rehearsed(tiny, Stage()).train.accumulate == 4
+
+
 def test_what_is_shorter_already_stays(config: ExperimentConfig) -> None:
     tiny = replace(config, train=replace(config.train, bn_reestimate_images=0, batch_size=2))
     short = rehearsed(tiny, Stage())
@@ -87,7 +130,6 @@ def test_what_is_shorter_already_stays(config: ExperimentConfig) -> None:
 
 
 def test_made_images_are_read_by_the_source_they_are_made_for(tmp_path: Path) -> None:
-    from trainers.data import load_data
     from trainers.phases import DataSpec
 
     make_images(tmp_path / "images", 20)
@@ -136,8 +178,32 @@ def test_a_rehearsal_takes_the_place_of_the_last_one_and_of_nothing_else(
     assert not (store.root / "left").exists()
     real = replace(config, name=first.name)
     refuse_drift(store, real)
-    with pytest.raises(UserError, match="holds a run that is none"):
+    with pytest.raises(UserError, match="holds something that is none"):
         prepare(config)
+
+
+@pytest.mark.parametrize(
+    "found", ["study.json", "steps/pretrain/weights.pt", "notes.txt", "config.yaml"]
+)
+def test_what_is_no_rehearsal_is_not_deleted(config: ExperimentConfig, found: str) -> None:
+    path = RunStore(config.runs_dir, f"{config.name}-rehearsal").root / found
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(UserError, match="holds something that is none"):
+        prepare(config)
+    assert path.exists()
+
+
+def test_a_rehearsal_that_was_stopped_before_its_first_step_is_no_hindrance(
+    config: ExperimentConfig,
+) -> None:
+    prepare(config)
+    store = RunStore(config.runs_dir, f"{config.name}-rehearsal")
+    with store.opened():
+        pass
+    assert not store.config_path.exists()
+    prepare(config)
+    assert not store.exists()
 
 
 def test_sets_that_are_no_folder_of_images_need_a_path(config: ExperimentConfig) -> None:

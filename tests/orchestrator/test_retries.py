@@ -14,7 +14,7 @@ from orchestrator.cluster import Resources
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.head_watch import HeadWatch
 from orchestrator.launch import Launch, losses_of
-from orchestrator.relaunch import GroupLostError, Restart, run_group
+from orchestrator.relaunch import GroupLostError, Restart, batch_sizes, run_group
 from orchestrator.retries import (
     FailureClass,
     Loss,
@@ -347,3 +347,15 @@ def test_a_head_watch_that_believes_everything_notices_nothing() -> None:
     for _ in range(100):
         now[0] += 3.0
         assert watch.look() == ""
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "places", "count"), [(1, 4, 4), (16, 4, 3), (16, 5, 3), (32, 5, 3), (96, 5, 1)]
+)
+def test_a_smaller_group_still_shares_the_parts_of_a_batch(
+    accumulate: int, places: int, count: int
+) -> None:
+    recipe = PretrainConfig(batch_size=96, accumulate=accumulate)
+    found = workers_that_fit(6, places, 1, *batch_sizes({"recipe": recipe}))
+    assert found == count
+    assert 96 % (count * accumulate) == 0

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,17 @@ from benchmarks.networks import resnet18, resnet50
 from orchestrator.cli import run_command
 from orchestrator.device_files import load_devices
 from orchestrator.errors import ExitCode
+from solvers import layer_report
 from solvers.certificate import SolveStatus
 from solvers.policy import check_fits
-from solvers.storage import load_policy, load_results, save_costs, save_importance
+from solvers.search import search
+from solvers.storage import (
+    load_importance,
+    load_policy,
+    load_results,
+    save_costs,
+    save_importance,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +121,64 @@ def test_explain(folder, capsys):
     assert len(said["options"]) == 25
     assert run_command(on(folder, "explain", "conv9", "--limit", "bitops=20G")) == 2
     assert "no layer 'conv9'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told", "code"),
+    [
+        ("PROVEN_OPTIMAL", "PROVEN_OPTIMAL", "more\n", ExitCode.DONE),
+        ("PROVEN_OPTIMAL", "FEASIBLE_UNPROVEN", "more (not proven", ExitCode.INCOMPLETE),
+        ("FEASIBLE_UNPROVEN", "PROVEN_OPTIMAL", "more (not proven", ExitCode.INCOMPLETE),
+        ("PROVEN_OPTIMAL", "INFEASIBLE", "without this pair nothing fits", ExitCode.DONE),
+        ("PROVEN_OPTIMAL", "NO_SOLUTION_IN_TIME", "found nothing within", ExitCode.INCOMPLETE),
+    ],
+)
+def test_explain_says_what_the_second_solve_proved(
+    folder, capsys, monkeypatch, first, second, told, code
+):
+    statuses = []
+
+    def ended(problem, **options):
+        status = SolveStatus((first, second)[len(statuses)])
+        statuses.append(status)
+        found = search(problem, **options)
+        return replace(found, status=status, picks=found.picks if status.has_policy else None)
+
+    monkeypatch.setattr(layer_report, "search", ended)
+    asked = on(folder, "explain", "layer2.0.conv1", "--limit", "bitops=20G")
+    assert run_command(asked) == code
+    assert told in capsys.readouterr().out
+    statuses.clear()
+    assert run_command([*asked, "--json"]) == code
+    said = json.loads(capsys.readouterr().out)
+    assert (said["status"], said["next_status"]) == (first, second)
+
+
+def test_explain_of_a_pinned_layer_does_not_claim_that_nothing_else_fits(folder, capsys):
+    asked = on(folder, "explain", "conv1", "--limit", "bitops=20G")
+    assert run_command(asked) == ExitCode.DONE
+    text = capsys.readouterr().out
+    assert "next choice: none; this pair is the only one it may take" in text
+    assert run_command([*asked, "--json"]) == ExitCode.DONE
+    assert json.loads(capsys.readouterr().out)["next_status"] is None
+
+
+@pytest.mark.parametrize(("tensor", "option"), [("act", "--weight-bits"), ("weight", "--act-bits")])
+def test_a_table_of_one_tensor_needs_the_candidates_of_the_other_and_no_more(
+    folder, tmp_path, capsys, tensor, option
+):
+    full = load_importance(folder / "importance.parquet")
+    rows = tuple(row for row in full.rows if row.tensor == tensor)
+    save_importance(tmp_path / "importance.parquet", replace(full, rows=rows))
+    save_costs(tmp_path / "costs.parquet", resnet18())
+    asked = on(tmp_path, "solve", "--limit", "bitops=30G")
+    assert run_command(asked) == ExitCode.BAD_INPUT
+    other = {"act": "weight", "weight": "act"}[tensor]
+    assert f"name the candidates of the {other} tensor" in capsys.readouterr().err
+    assert run_command([*asked, option, "4", "--json"]) == ExitCode.DONE
+    bits = json.loads(capsys.readouterr().out)["policy"]["layers"]
+    found = {layer[f"{other}_bits"] for layer in bits if layer["name"] not in ("conv1", "fc")}
+    assert found == {4}
 
 
 def test_costs_of_a_saved_table(folder, capsys):

@@ -9,10 +9,17 @@ import pytest
 
 from benchmarks.instances import CHOICES, indicators
 from benchmarks.networks import resnet18
+from orchestrator.cells import Cell, LimitSet
 from orchestrator.config_schema import SearchConfig
 from orchestrator.device_sweep import device_questions
+from orchestrator.policies import Candidate, solved_candidates
 from orchestrator.retries import RetriesConfig
-from orchestrator.solve_tasks import SweepTables, answer_questions, solve_on_cluster
+from orchestrator.solve_tasks import (
+    SweepTables,
+    answer_questions,
+    solve_cells,
+    solve_on_cluster,
+)
 from orchestrator.sweep import _keep
 from solvers.devices import generate_devices
 from solvers.limits import parse_limit
@@ -71,3 +78,23 @@ def test_rows_stay_in_order_and_policies_are_kept_as_tasks_end(fake_ray, tmp_pat
     ids = {row.policy_id for row in results.rows if row.policy_id}
     assert {p.stem for p in (tmp_path / "policies").iterdir()} == ids
     assert all(load_policy(tmp_path / "policies" / f"{i}.json").policy_id == i for i in ids)
+
+
+def test_alphas_that_agree_to_six_digits_keep_their_own_names_and_answers():
+    costs, limit = resnet18(), parse_limit("bitops=20G")
+    asked = LimitSet(index=0, texts={"bitops": "20G"}, limits=(limit,), bounds={}, smallest={},
+                     largest={}, resources={})  # fmt: skip
+    alphas = (2.0, 2.0000001, 2.0000002)
+    cells = [Cell(method="limpq", alpha=alpha, limit_set=asked) for alpha in alphas]
+    tables = SweepTables(
+        costs=costs, choices=CHOICES, importance={"limpq": indicators(costs, 0)},
+        search=SearchConfig(), accounting="standard",
+    )  # fmt: skip
+    rows = {row.label: row for row in solve_cells(tables, cells).results.rows}
+    found = solved_candidates(cells, rows, {}, {}, {})
+    assert [each.solved.alpha for each in found] == list(alphas)
+    # The names that finished runs have in their journals.
+    assert cells[0].name == found[0].name == "limpq-a2-l0"
+    assert len({each.name for each in found}) == 3
+    half = Candidate(method="limpq", alpha=0.5, limit_set=asked, policy=None)
+    assert half.name == "limpq-a0.5-l0"

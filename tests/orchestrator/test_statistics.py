@@ -72,6 +72,21 @@ def test_paired_of_one_seed_has_no_test_and_of_none_is_nothing() -> None:
     assert paired({1: 1.0}, {2: 1.0}) is None
 
 
+def test_equal_differences_are_equal_although_percentages_were_subtracted() -> None:
+    # One image of 450 more in both seeds: 89.11 - 88.89 and 86.89 - 86.67 differ by 2e-14.
+    method = {seed: 100.0 * right / 450 for seed, right in enumerate((401, 391))}
+    uniform = {seed: 100.0 * right / 450 for seed, right in enumerate((400, 390))}
+    assert len({method[seed] - uniform[seed] for seed in (0, 1)}) == 2
+    found = paired(method, uniform)
+    assert found is not None
+    assert (found.p_value, found.difference.low, found.difference.sd) == (None, None, 0.0)
+    assert found.difference.mean == pytest.approx(100 / 450)
+    # One image of a million is a difference.
+    fine = paired({0: 90.0001, 1: 90.0}, {0: 90.0, 1: 90.0})
+    assert fine is not None
+    assert fine.p_value is not None
+
+
 def test_holm_by_hand() -> None:
     # 0.01 * 3, then max(0.03, 0.03 * 2), then max(0.06, 0.04 * 1).
     assert holm([0.04, None, 0.01, 0.03]) == (

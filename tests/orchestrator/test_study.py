@@ -19,7 +19,14 @@ from orchestrator.study import story
 from orchestrator.study.config import expand, experiment_tree, is_study, load_study
 from orchestrator.study.report import write_study_report
 from orchestrator.study.results import COLUMNS, study_cells, study_table, study_values
-from orchestrator.study.store import find_runs, find_study, keep_study, read_study, seeds_of
+from orchestrator.study.store import (
+    StudyStore,
+    find_runs,
+    find_study,
+    keep_study,
+    read_study,
+    seeds_of,
+)
 from orchestrator.study.trials import exit_code, pending_seeds
 from orchestrator.yaml_source import dump_yaml
 from tests.orchestrator.run_folders import POLICIES, write_run
@@ -129,20 +136,25 @@ def test_an_experiment_given_as_a_study_or_a_study_as_its_base_is_one_error(
         expand(load_study(_file(tmp_path, base=path.name)))
 
 
+def _kept(path: Path) -> StudyStore:
+    study = load_study(path)
+    return keep_study(study, expand(study))
+
+
 def test_seeds_may_be_added_and_nothing_else(tmp_path: Path) -> None:
-    store = keep_study(load_study(_file(tmp_path)), {0: "a", 3: "b"})
-    assert store.config_path(3).read_text() == "b"
-    more = keep_study(load_study(_file(tmp_path, seeds=[7])), {7: "c"})
+    store = _kept(_file(tmp_path))
+    assert "s-s3" in store.config_path(3).read_text()
+    more = _kept(_file(tmp_path, seeds=[7]))
     assert sorted(more.runs) == [0, 3, 7]
     elsewhere = {"train": {"epochs": 1}, "cluster": {"num_workers": 2}}
-    assert sorted(keep_study(load_study(_file(tmp_path, settings=elsewhere)), {}).runs) == [0, 3, 7]
+    assert sorted(_kept(_file(tmp_path, settings=elsewhere)).runs) == [0, 3, 7]
     with pytest.raises(DriftError, match="settings"):
-        keep_study(load_study(_file(tmp_path, settings={"train": {"epochs": 2}})), {})
+        _kept(_file(tmp_path, settings={"train": {"epochs": 2}}))
     with pytest.raises(DriftError, match="budgets"):
-        keep_study(load_study(_file(tmp_path, budgets=[{"bitops_level": "2x2"}])), {})
+        _kept(_file(tmp_path, budgets=[{"bitops_level": "2x2"}]))
     write_run(tmp_path / "runs", "taken")
     with pytest.raises(StoreError, match="is a run"):
-        keep_study(load_study(_file(tmp_path, name="taken")), {})
+        _kept(_file(tmp_path, name="taken"))
 
 
 def test_a_study_is_found_by_name_folder_and_file(tmp_path: Path) -> None:
@@ -150,7 +162,7 @@ def test_a_study_is_found_by_name_folder_and_file(tmp_path: Path) -> None:
     assert is_study(path)
     with pytest.raises(StoreError, match="not started"):
         find_study(str(path), "runs")
-    keep_study(load_study(path), {})
+    _kept(path)
     runs = str(tmp_path / "runs")
     for text in (str(path), f"{runs}/s", "s"):
         found = find_study(text, runs)
@@ -273,7 +285,7 @@ def test_the_page_of_a_study_is_whole_escaped_and_the_same_bytes(tmp_path: Path)
 
 def test_the_report_command_takes_a_study_and_several_runs(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    keep_study(load_study(_file(tmp_path)), {})
+    _kept(_file(tmp_path))
     for seed in (0, 3):
         write_run(runs, f"s-s{seed}", seed=seed, top1=_top1(0.0))
     result = CliRunner().invoke(report_command, ["s", "--runs-dir", str(runs)])
