@@ -55,6 +55,9 @@ _UNITS: dict[str, dict[str, int]] = {
     "peak_activation_bytes": _BYTES,
     "latency_us": {"": 1, "us": 1, "ms": 1000, "s": 1_000_000},
 }
+# Whatever is written leaves numbers that a float can show; networks use a millionth of it.
+_LARGEST = 10**18
+_MOST_DIGITS = 100
 _QUANTITY = re.compile(r"\s*([+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?)\s*([A-Za-z]*)\s*")
 
 
@@ -84,6 +87,8 @@ class Limit:
         for amount in amounts:
             if isinstance(amount, bool) or not isinstance(amount, (int, Fraction)) or amount <= 0:
                 raise LimitError(f"limit {self.kind}: the amount is {amount!r}; it must be above 0")
+            if amount > _LARGEST or amount * _LARGEST < 1:
+                raise LimitError(f"limit {self.kind}: the amount must be from 1e-18 to 1e18")
         if (self.kind == "bitops_level") != (self.act_level is not None):
             raise LimitError("limit bitops_level: give weight and activation bits, e.g. 3x4")
         if self.layers and self.kind not in ("mean_weight_bits", "mean_act_bits"):
@@ -272,6 +277,8 @@ def _quantity(kind: str, text: str, units: dict[str, int]) -> Fraction | int:
     if found is None:
         raise LimitError(f"limit {kind}: {text.strip()!r} is not a number with a unit, e.g. 23.07G")
     number, unit = found.groups()
+    if len(number) > _MOST_DIGITS:
+        raise LimitError(f"limit {kind}: a number of {len(number)} digits; write 100 at most")
     if unit not in units:
         known = ", ".join(repr(u) for u in units if u) or "none"
         raise LimitError(f"limit {kind}: unit {unit!r} is unknown; units are {known}")
