@@ -26,8 +26,8 @@ class ClusterConfig:
         placement: how Ray spreads workers over nodes.
         retries: how often a phase is started again, by what ended it.
         wait_for_nodes_s: how long a phase that lost nodes waits for room before the run gives up.
-        hang_s: a worker that finished no update and measured no batch for so long ends itself, with its stack in the
-            step's folder, and the group is started again; null = never.
+        hang_s: a worker that finished no update and measured no batch for so long ends itself,
+            with its stack in the step's folder, and the group is started again; null = never.
         images_per_second: of one worker in quantization-aware training of this network, as
             measured or guessed; ``mpq plan`` reckons hours with it. null = not said.
         address: of a running Ray cluster; null starts one on this machine.
