@@ -10,7 +10,7 @@ from PIL import Image
 
 from orchestrator.cli import run_command
 from orchestrator.config_schema import DataConfig
-from orchestrator.drift import _fixed
+from orchestrator.drift import what_decides
 from orchestrator.errors import ExitCode
 from orchestrator.plan import _deciding
 
@@ -55,4 +55,4 @@ def test_decoding_threads_decide_no_result_and_are_no_drift():
     assert _deciding(one) == _deciding(two)
     assert _deciding(one) != _deciding(DataConfig(name="imagefolder", options={"resolution": 97}))
     trees = [{"data": {"name": "x", "options": dict(c.options)}} for c in (one, two)]
-    assert _fixed(trees[0]) == _fixed(trees[1])
+    assert what_decides(trees[0]) == what_decides(trees[1])
