@@ -56,7 +56,7 @@ _UNITS: dict[str, dict[str, int]] = {
     "latency_us": {"": 1, "us": 1, "ms": 1000, "s": 1_000_000},
 }
 # Whatever is written leaves numbers that a float can show; networks use a millionth of it.
-_LARGEST = 10**18
+_LARGEST = 10**19
 _MOST_DIGITS = 100
 _QUANTITY = re.compile(r"\s*([+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?)\s*([A-Za-z]*)\s*")
 
@@ -88,7 +88,7 @@ class Limit:
             if isinstance(amount, bool) or not isinstance(amount, (int, Fraction)) or amount <= 0:
                 raise LimitError(f"limit {self.kind}: the amount is {amount!r}; it must be above 0")
             if amount > _LARGEST or amount * _LARGEST < 1:
-                raise LimitError(f"limit {self.kind}: the amount must be from 1e-18 to 1e18")
+                raise LimitError(f"limit {self.kind}: the amount must be from 1e-19 to 1e19")
         if (self.kind == "bitops_level") != (self.act_level is not None):
             raise LimitError("limit bitops_level: give weight and activation bits, e.g. 3x4")
         if self.layers and self.kind not in ("mean_weight_bits", "mean_act_bits"):

@@ -185,12 +185,13 @@ def _whole_front(
     out: str | None,
 ) -> ExitCode:
     """Every point of the front over the first limit's kind, up to its height if one is given."""
+    from solvers.accounting import LARGEST_TOTAL
     from solvers.batch import whole_fronts
     from solvers.limits import Limit
 
     if len(own) > 1:
         raise UserError("a front is over one limit", "mpq solve --front", todo="give --limit once")
-    limit = own[0] if own else Limit(kind="bitops", limit=2**62)
+    limit = own[0] if own else Limit(kind="bitops", limit=LARGEST_TOTAL)  # no network costs more
     results = whole_fronts(_tables(inputs, asked), alphas, limit)
     code = _told(results, asked, out)
     return code if results.rows else ExitCode.INCOMPLETE
