@@ -9,19 +9,17 @@ import torch
 from torch import nn
 
 from solvers.parquet import read_table
-from solvers.storage import save_costs
+from tests.trainers.small_start import MODEL, small_start
 from trainers.checkpoint import save_tensors
-from trainers.costs import trace_costs
 from trainers.errors import DivergedError, InterruptedPhaseError
 from trainers.hessian import converged, products, rademacher
 from trainers.metamix.evidence_config import HessianConfig
 from trainers.metamix.tables import HESSIAN_COLUMNS, HESSIAN_SCHEMA
 from trainers.meters import Meter
 from trainers.models import build_model
-from trainers.phases import DataSpec, ModelSpec, PhaseContext, PhaseSpec
+from trainers.phases import DataSpec, PhaseContext, PhaseSpec
 from trainers.registry import find_phase
 
-MODEL = ModelSpec(name="cifar_resnet8", options={"in_channels": 1, "base_width": 4})
 CONFIG = HessianConfig(images=48, batch_size=32, min_probes=2, max_probes=6, tol=0.0)
 
 
@@ -103,12 +101,7 @@ def test_every_layer_must_settle_whatever_its_sign(rows, is_settled):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start")
-    torch.manual_seed(0)
-    model = build_model(MODEL)
-    save_tensors(folder / "weights.pt", model.state_dict())
-    save_costs(folder / "costs.parquet", trace_costs(model, name=MODEL.name, input_shape=(1, 8, 8)))
-    return {"weights": str(folder / "weights.pt"), "costs": str(folder / "costs.parquet")}
+    return small_start(tmp_path_factory.mktemp("start"))
 
 
 def run(config, inputs, folder, **context):

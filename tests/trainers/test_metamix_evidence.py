@@ -6,33 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from solvers.parquet import read_table
 from solvers.storage import load_costs, save_costs
 from solvers.tables import BitChoices, LayerBits
-from trainers.checkpoint import save_tensors
-from trainers.costs import trace_costs
+from tests.trainers.small_start import MODEL, small_start
 from trainers.errors import InterruptedPhaseError, ModelError
 from trainers.metamix import tables
 from trainers.metamix.evidence_config import DistributionConfig, DriftConfig
-from trainers.models import build_model
-from trainers.phases import DataSpec, ModelSpec, PhaseContext, PhaseSpec
+from trainers.phases import DataSpec, PhaseContext, PhaseSpec
 from trainers.registry import find_phase
 
-MODEL = ModelSpec(name="cifar_resnet8", options={"in_channels": 1, "base_width": 4})
 DRIFT = DriftConfig(steps=6, batch_size=64, lr=0.01, change_every=2, layer="layer1.0.conv2")
 CELLS = DistributionConfig(steps=2, batch_size=64, lr=0.01, weight_bits=(0, 4), images=32, bins=8)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start")
-    torch.manual_seed(0)
-    model = build_model(MODEL)
-    save_tensors(folder / "weights.pt", model.state_dict())
-    save_costs(folder / "costs.parquet", trace_costs(model, name=MODEL.name, input_shape=(1, 8, 8)))
-    return {"weights": str(folder / "weights.pt"), "costs": str(folder / "costs.parquet")}
+    return small_start(tmp_path_factory.mktemp("start"))
 
 
 def run(phase, config, inputs, folder, pins=(), **context):

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from solvers.storage import save_costs
 from solvers.tables import BitChoices
+from tests.trainers.small_start import MODEL, small_start
 from trainers import worker
 from trainers.baselines.config import (
     HawqConfig,
@@ -18,18 +18,14 @@ from trainers.baselines.config import (
     OneLayerLossConfig,
     QuantizationErrorConfig,
 )
-from trainers.checkpoint import save_tensors
-from trainers.costs import trace_costs
 from trainers.limpq.config import IndicatorConfig
 from trainers.messages import STOP_FILE
 from trainers.metamix.evidence_config import HessianConfig
-from trainers.models import build_model
-from trainers.phases import DataSpec, ModelSpec, PhaseContext, PhaseSpec
+from trainers.phases import DataSpec, PhaseContext, PhaseSpec
 from trainers.registry import find_phase
 from trainers.sensitivity_config import SensitivityConfig
 from trainers.source_config import PolicySearch
 
-MODEL = ModelSpec(name="cifar_resnet8", options={"in_channels": 1, "base_width": 4})
 CHOICES = BitChoices(weight_bits=(2, 4), act_bits=(2, 4))
 SHARED = {"images": 256, "batch_size": 16}
 # What one batch of the phases below takes, three passes and Fisher's two chunks among them.
@@ -53,12 +49,7 @@ PHASES = {
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start")
-    torch.manual_seed(0)
-    model = build_model(MODEL)
-    save_tensors(folder / "weights.pt", model.state_dict())
-    save_costs(folder / "costs.parquet", trace_costs(model, name=MODEL.name, input_shape=(1, 8, 8)))
-    return {"weights": str(folder / "weights.pt"), "costs": str(folder / "costs.parquet")}
+    return small_start(tmp_path_factory.mktemp("start"))
 
 
 @pytest.mark.parametrize("phase", PHASES)
