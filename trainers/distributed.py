@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trainers.errors import CheckpointError
 
 # Entries that travel together. A buffer is filled while the one before is under way: 44 MB of
-# ResNet-18's gradients between two processes of one machine take 58 ms in one buffer.
+# ResNet-18's gradients between two processes of one machine take 52 ms, in one buffer 58.
 BUCKET_ENTRIES = 2**20
 
 
