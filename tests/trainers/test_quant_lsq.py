@@ -188,7 +188,7 @@ def test_compiled_equals_eager(
     read_once: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trainers.quant.lsq._LEAST_COMPILED", 1 << 14)
+    monkeypatch.setattr("trainers.quant.lsq._LEAST_COMPILED_CPU", 1 << 14)
     draw = torch.Generator().manual_seed(11)
     for shape, (qn, qp) in (
         ((4, 16, 19, 19), (0, 3)),

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from solvers.tables import BitChoices
+from trainers.models import build_model
+from trainers.phases import ModelSpec
 from trainers.quant.merged_relu import MergedReLU, sole_readers
 from trainers.quant.options import QuantOptions
 from trainers.quant.wrap import quantize_network
@@ -61,6 +63,12 @@ def step(network, bits, images, labels):
 
 def test_only_relus_with_one_reader_are_found():
     assert sole_readers(Network()) == {"first_act": "body.0", "body.2": "body.3"}
+
+
+def test_cifar_resnets_have_one_to_merge_a_block():
+    readers = sole_readers(build_model(ModelSpec(name="cifar_resnet20")))
+    assert len(readers) == 9
+    assert readers["layer2.0.relu"] == "layer2.0.conv2"
 
 
 def test_a_network_that_fx_cannot_follow_is_left_alone():

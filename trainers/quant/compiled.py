@@ -3,18 +3,24 @@
 Its two directions are each one pass over memory when ``torch.compile`` fuses them. Compiling
 whole networks costs minutes and one graph per bit assignment, which the random pass of joint
 training changes at every step. Here one graph per direction and dtype serves everything: clip
-bounds are tensors, so bit-widths never recompile, and tensors are handed over as one dimension of
-unknown length in memory order, so shapes and layouts do not either.
+bounds are tensors, so bit-widths never recompile, and tensors are handed over in memory order as
+one dimension of unknown length, or rows of it, so shapes and layouts do not either.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+# Elements a row of the backward's sum. The compiler sums one long dimension through a cascade
+# that costs as much as all the rest; rows are short enough for a plain sum to be as exact
+# (one million elements, one CPU thread: 0.60 -> 0.37 ms).
+_ROW = 1024
 
 
 def forward(v: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
@@ -31,7 +37,7 @@ def backward(
     dense = _dense(v)
     # Elementwise results follow the layout of v; a gradient in another layout is copied over.
     like_v = [t if t.stride() == dense.stride() else _as(t, dense) for t in (grad_o, o)]
-    tensors = (_flat(like_v[0]), _flat(dense), step.detach(), _flat(like_v[1]))
+    tensors = (_rows(like_v[0]), _rows(dense), step.detach(), _rows(like_v[1]))
     bounds = _bounds(qn, qp, v.device)
     if in_place and like_v[0].dtype == v.dtype:
         return like_v[0], _kernels().backward_in_place(*tensors, *bounds)
@@ -63,6 +69,10 @@ def _flat(dense: Tensor) -> Tensor:
     """
     flat = torch.empty(0, dtype=dense.dtype, device=dense.device)
     return flat.set_(dense.untyped_storage(), dense.storage_offset(), (dense.numel(),), (1,))
+
+
+def _rows(dense: Tensor) -> Tensor:
+    return _flat(dense).view(-1, math.gcd(dense.numel(), _ROW))
 
 
 @cache
@@ -97,7 +107,7 @@ def _backward(
     inside = (v_wide > qn * step) & (v_wide < qp * step)
     grad_v = torch.where(inside, grad_wide, 0.0)
     # o - v before the product: no difference of two large sums as in the eager form.
-    grad_s = (grad_wide * (o - torch.where(inside, v_wide, 0.0))).sum() / step
+    grad_s = (grad_wide * (o - torch.where(inside, v_wide, 0.0))).sum(1).sum() / step
     return grad_v.to(v.dtype), grad_s
 
 
