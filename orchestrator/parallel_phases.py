@@ -56,7 +56,6 @@ def phase_steps(
     records: dict[str, RunRecord] = {}
     results: dict[str, PhaseResult] = {}
     missing: list[tuple[Step, PhaseSpec]] = []
-    began = time.perf_counter()
     for step, spec in work:
         done = finished_record(session, step)
         if done is not None:
@@ -69,17 +68,18 @@ def phase_steps(
         else:
             results[step.name] = result
     at_once = groups_at_once(cluster.nodes, cluster.resources()) if missing else 0
+    together = time.perf_counter()
     outcomes = _launch_all(session, missing, cluster, at_once) if at_once > 1 else {}
     failures: list[Exception] = []
     for step, spec in work:
         if step.name in records:
             continue
+        began = together if step.name in outcomes else time.perf_counter()
         try:
             if step.name in outcomes:
                 outcome = outcomes[step.name]
                 results[step.name] = result_of(session, step, spec, outcome, began)
             elif step.name not in results:
-                began = time.perf_counter()
                 results[step.name] = run_phase(session, step, spec, cluster)
             records[step.name] = keep_result(
                 session, step, results[step.name], phase=phase, method=method, began=began
