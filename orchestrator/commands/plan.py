@@ -19,6 +19,8 @@ from orchestrator.errors import ExitCode, UserError
     metavar="KEY=VALUE",
     help="Override one key, e.g. train.epochs=3; may be given several times.",
 )
+@click.option("--reuse", multiple=True, metavar="RUN",
+              help="A run whose finished steps `mpq run --reuse` would take over.")  # fmt: skip
 @click.option("--images-per-s", type=click.FloatRange(min=0, min_open=True),
               help="Images a second that one worker trains, to reckon hours with.")  # fmt: skip
 @click.option("--calibrate", is_flag=True, help="Measure that rate here, in about 10 seconds.")
@@ -26,13 +28,15 @@ from orchestrator.errors import ExitCode, UserError
 def command(
     config: str,
     overrides: tuple[str, ...],
+    reuse: tuple[str, ...],
     images_per_s: float | None,
     calibrate: bool,
     as_json: bool,
 ) -> ExitCode:
     """Say what running the file CONFIG would do, and what it would take.
 
-    Every step is told as run, cached (done, outputs verified) or blocked, with the reason, and
+    Every step is told as run, cached (done, outputs verified), reused (done in a run named by
+    --reuse) or blocked, with the reason, and
     every set of limits with what is reachable; then device hours, wall time and disk, and what
     the papers report for the same. Needs neither images nor weights. Exit code 3 when some limits
     are infeasible.
@@ -41,13 +45,15 @@ def command(
     from orchestrator.forecast.now import forecast
     from orchestrator.forecast.rate import measured_rate, stated_rate
     from orchestrator.names import known_names
+    from orchestrator.runs import find_run
 
     if calibrate and images_per_s is not None:
         raise UserError("a rate is stated and another is to be measured",
                         "--images-per-s, --calibrate", todo="leave one of them out")  # fmt: skip
     asked = load_config(config, overrides, known_names()).config
     rate = measured_rate(asked) if calibrate else stated_rate(asked, images_per_s)
-    found = forecast(asked, rate)
+    donors = tuple(find_run(run, asked.runs_dir) for run in reuse)
+    found = forecast(asked, rate, donors)
     code = ExitCode.INCOMPLETE if any(x["problem"] for x in found["limits"]) else ExitCode.DONE
     if as_json:
         click.echo(json.dumps(found, indent=1))

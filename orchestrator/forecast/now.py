@@ -5,6 +5,7 @@ Nothing is changed, and neither images nor weights are needed: what is not here 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,23 +13,29 @@ from orchestrator.cells import LimitSet
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.drift import differences
 from orchestrator.forecast.disk import disk_need
-from orchestrator.forecast.images_at_hand import ImagesAtHand, images_at_hand
+from orchestrator.forecast.images_at_hand import images_at_hand
 from orchestrator.forecast.rate import Rate
 from orchestrator.forecast.work import Work
 from orchestrator.forecast.work_of_plan import hours, trained_policies, work_of
 from orchestrator.literature import rows_named
-from orchestrator.plan import Plan, make_plan
+from orchestrator.plan import Plan, Step, make_plan
 from orchestrator.results import amount_text
 from orchestrator.store import RunStore
 from orchestrator.trace import traced_costs, weight_hashes
 
+# States of steps that nothing is left to do for.
+DONE = ("cached", "reused")
 
-def forecast(config: ExperimentConfig, rate: Rate | None = None) -> dict[str, Any]:
+
+def forecast(
+    config: ExperimentConfig, rate: Rate | None = None, donors: Sequence[RunStore] = ()
+) -> dict[str, Any]:
     """Plan a run, look at what is there already, and reckon what the rest takes.
 
     Args:
         config: the experiment.
         rate: images a second of one worker; None = hours are not reckoned.
+        donors: runs whose finished steps this one would take over.
 
     Returns:
         Plain values: the run, its steps with state, reason, work and hours, the limits with their
@@ -38,7 +45,7 @@ def forecast(config: ExperimentConfig, rate: Rate | None = None) -> dict[str, An
     images = images_at_hand(config)
     plan = make_plan(config, traced_costs(config), images.fingerprint, weight_hashes(config))
     drift = differences(store, config)
-    steps = _steps(store, plan, blocked=bool(drift), images=images)
+    steps = _steps(store, plan, donors, blocked=bool(drift))
     work = None if images.count is None else work_of(config, plan, images.count)
     _add_work(steps, work, rate)
     policies = trained_policies(config, plan)
@@ -87,7 +94,7 @@ def forecast(config: ExperimentConfig, rate: Rate | None = None) -> dict[str, An
 
 
 def _steps(
-    store: RunStore, plan: Plan, *, blocked: bool, images: ImagesAtHand
+    store: RunStore, plan: Plan, donors: Sequence[RunStore], *, blocked: bool
 ) -> list[dict[str, Any]]:
     told = []
     for step in plan.steps:
@@ -96,12 +103,19 @@ def _steps(
             state, reason = "cached", "done, outputs verified"
         elif blocked:
             state, reason = "blocked", "the configuration changed"
+        elif donor := _donor(donors, step):
+            state, reason = "reused", f"done in {donor}, outputs verified"
         else:
             state = "run"
             reason = f"{step.about} ({verdict.reason})" if verdict.damaged else step.about
         told.append({"name": step.name, "action": step.action, "key": step.key,
                      "state": state, "reason": reason})  # fmt: skip
     return told
+
+
+def _donor(donors: Sequence[RunStore], step: Step) -> str:
+    """The first run that has the step; empty when none has."""
+    return next((d.name for d in donors if d.finished(step.name, step.key).record), "")
 
 
 def _add_work(
@@ -118,7 +132,7 @@ def _add_work(
 
 def _time(steps: list[dict[str, Any]], rate: Rate | None, workers: int) -> dict[str, Any]:
     """Hours of the steps that are left; wall time if the workers share them without loss."""
-    left = [step for step in steps if step["state"] != "cached"]
+    left = [step for step in steps if step["state"] not in DONE]
     unknown = [step["name"] for step in left if step["device_h"] is None]
     device_h = sum(step["device_h"] or 0.0 for step in left)
     known = rate is not None and len(unknown) < len(left)

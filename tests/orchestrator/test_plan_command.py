@@ -61,23 +61,47 @@ def test_plan_in_words(config_file: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "infeasible" not in shown
 
 
-def test_a_verified_step_is_cached_until_its_output_changes(config_file: Path) -> None:
+def _finished_costs(config_file: Path, run: str) -> Path:
+    """The step ``costs`` as a run of this name left it; its output."""
     first = next(step for step in _forecast(config_file)["steps"] if step["name"] == "costs")
-    store = RunStore(config_file.parent / "runs", "planned")
+    store = RunStore(config_file.parent / "runs", run)
     output = store.step_dir("costs") / "costs.parquet"
     output.parent.mkdir(parents=True)
     output.write_bytes(b"table")
     record = RunRecord(
-        run="planned", step="costs", key=first["key"], phase="costs", method="any",
+        run=run, step="costs", key=first["key"], phase="costs", method="any",
         state=State.DONE, outputs={"costs": "steps/costs/costs.parquet"},
     )  # fmt: skip
     store.finish_step("costs", record)
+    return output
+
+
+def test_a_verified_step_is_cached_until_its_output_changes(config_file: Path) -> None:
+    output = _finished_costs(config_file, "planned")
     states = {step["name"]: step["state"] for step in _forecast(config_file)["steps"]}
     assert (states["costs"], states["pretrain"]) == ("cached", "run")
     output.write_bytes(b"tablf")
     (changed,) = [s for s in _forecast(config_file)["steps"] if s["name"] == "costs"]
     assert changed["state"] == "run"
     assert "another content" in changed["reason"]
+
+
+def test_a_step_that_another_run_gives_is_told_as_reused(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = _finished_costs(config_file, "earlier")
+    (config_file.parent / "runs" / "earlier" / "journal.jsonl").touch()
+    ask = ["plan", str(config_file), "--json", "--reuse"]
+    assert run_command([*ask, "earlier"]) == 3  # one limit is out of reach
+    told = {step["name"]: step for step in json.loads(capsys.readouterr().out)["steps"]}
+    assert (told["costs"]["state"], told["pretrain"]["state"]) == ("reused", "run")
+    assert told["costs"]["reason"] == "done in earlier, outputs verified"
+    output.write_bytes(b"tablf")
+    assert run_command([*ask, "earlier"]) == 3
+    told = {step["name"]: step for step in json.loads(capsys.readouterr().out)["steps"]}
+    assert told["costs"]["state"] == "run"
+    assert run_command([*ask, "never"]) == 2
+    assert "never" in capsys.readouterr().err
 
 
 def test_a_changed_configuration_blocks_and_is_told_key_by_key(config_file: Path) -> None:
