@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cell_text import markdown, tau
-from read_results import Run, cells_of
+from read_results import Cell, Run, cells_of
 
 TENSORS = {"weight": "weights", "act": "input"}
+
+
+def _measured(run: Run, step: str, learned: Run) -> Iterator[tuple[str, list[Cell]]]:
+    """The layers of one measurement, a block for each tensor and width, under its name."""
+    for tensor, label in TENSORS.items():
+        for bits in sorted(set(run["sensitivity"][step]["cells"]["bits"])):
+            yield f"{label}, {bits} bit", cells_of(run, step, learned, tensor, bits)
 
 
 def sensitivity_table(run: Run, learned: Run) -> str:
     """Tau of the learned step size and the rise of the loss, over layers."""
     rows = []
-    for tensor, label in TENSORS.items():
-        for bits in sorted(set(run["sensitivity"]["evidence-sensitivity"]["cells"]["bits"])):
-            cells = cells_of(run, "evidence-sensitivity", learned, tensor, bits)
-            steps = [c.learned for c in cells]
-            rows.append(
-                (
-                    f"{label}, {bits} bit",
-                    str(len(cells)),
-                    f"{max(c.rise for c in cells):.3f}",
-                    f"{max(c.rise_after for c in cells):.3f}",
-                    tau(steps, [c.rise for c in cells]),
-                    tau(steps, [c.rise_after for c in cells]),
-                )
+    for label, cells in _measured(run, "evidence-sensitivity", learned):
+        steps = [c.learned for c in cells]
+        rows.append(
+            (
+                label,
+                str(len(cells)),
+                f"{max(c.rise for c in cells):.3f}",
+                f"{max(c.rise_after for c in cells):.3f}",
+                tau(steps, [c.rise for c in cells]),
+                tau(steps, [c.rise_after for c in cells]),
             )
+        )
     return markdown(
         ("tensor", "layers", "largest rise", "largest after training", "tau with the rise",
          "tau with the rise after training"),
@@ -41,20 +46,18 @@ def separate_table(run: Run, learned: Run) -> str:
     rows = []
     starts = {"evidence-sensitivity-2": "statistics", "evidence-sensitivity-3": "0.1 / bits"}
     for step, start in starts.items():
-        for tensor, label in TENSORS.items():
-            for bits in sorted(set(run["sensitivity"][step]["cells"]["bits"])):
-                cells = cells_of(run, step, learned, tensor, bits)
-                after = [c.step_after for c in cells]
-                rows.append(
-                    (
-                        f"{label}, {bits} bit",
-                        start,
-                        f"{min(c.step for c in cells):.3f} to {max(c.step for c in cells):.3f}",
-                        f"{min(after):.3f} to {max(after):.3f}",
-                        tau(after, [c.learned for c in cells]),
-                        tau(after, [c.rise for c in cells]),
-                    )
+        for label, cells in _measured(run, step, learned):
+            after = [c.step_after for c in cells]
+            rows.append(
+                (
+                    label,
+                    start,
+                    f"{min(c.step for c in cells):.3f} to {max(c.step for c in cells):.3f}",
+                    f"{min(after):.3f} to {max(after):.3f}",
+                    tau(after, [c.learned for c in cells]),
+                    tau(after, [c.rise for c in cells]),
                 )
+            )
     return markdown(
         ("tensor", "start", "steps at the start", "after 60 updates", "tau with the joint ones",
          "tau with the rise of the loss"),
