@@ -19,6 +19,18 @@ def runs_of(stem: str) -> list[Run]:
     return sorted((json.loads(path.read_text()) for path in paths), key=lambda run: run["seed"])
 
 
+def one_a_seed(runs: Sequence[Run]) -> Sequence[Run]:
+    """The runs as they are.
+
+    Raises:
+        ValueError: two of one seed, which would count twice: delete the smaller.
+    """
+    seeds = [run["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"several results of one seed: {[run['run'] for run in runs]}")
+    return runs
+
+
 def at(runs: Sequence[Run], limits: str) -> list[Run]:
     """The same runs with the rows of one set of limits alone."""
     return [{**run, "rows": [r for r in run["rows"] if r["limits"] == limits]} for run in runs]
