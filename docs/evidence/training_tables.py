@@ -47,7 +47,7 @@ def drift_table(run: Run) -> str:
             (
                 variant.replace("_", " "),
                 *(f"{means[bits] / widest:.2f}" for bits in sorted(means)),
-                f"{found['metrics'][f'{variant}_spread']:.3f}",
+                f"{found['metrics'][f'evidence/{variant}_spread']:.3f}",
             )
         )
     shown = sorted(set(cells["bits"]))
