@@ -54,14 +54,12 @@ def main(folders: list[str]) -> None:
 
 def _facts(run: RunInputs) -> dict[str, Any]:
     started = [entry for entry in run.view.entries if entry.kind == events.RUN_STARTED]
-    commit = subprocess.run(["git", "-C", str(run.store.root), "rev-parse", "--short", "HEAD"],
-                            capture_output=True, text=True, check=True)  # fmt: skip
     hours = sum(r.wall_s for r in run.records) / 3600
     return {
         "schema": SCHEMA,
         "run": run.store.name,
         "seed": run.config.get("seed"),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(run, started),
         "began_utc": started[0].time_utc,
         "machine": started[-1].data.get("machine"),
         "versions": started[-1].data.get("versions"),
@@ -69,6 +67,16 @@ def _facts(run: RunInputs) -> dict[str, Any]:
         "steps_hours": hours,
         "full_precision_top1": run.results.full_precision_top1,
     }
+
+
+def _commit(run: RunInputs, started: list[Any]) -> str:
+    """Of the code that worked last; of older runs, that of the checkout they lie in."""
+    told = started[-1].data.get("git_commit", "")
+    if told:
+        return str(told[:7])
+    head = subprocess.run(["git", "-C", str(run.store.root), "rev-parse", "--short", "HEAD"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    return head.stdout.strip()
 
 
 def _results(run: RunInputs) -> dict[str, Any]:

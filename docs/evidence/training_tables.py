@@ -24,7 +24,10 @@ def curves_table(runs: Sequence[Run]) -> str:
     shown = sorted(epochs)
     return markdown(
         ("W / A bits", *(f"epoch {epoch}" for epoch in shown)),
-        [(bits, *(f"{curve[e]:.2f}" if e in curve else "-" for e in shown)) for bits, curve in rows],
+        [
+            (bits, *(f"{curve[e]:.2f}" if e in curve else "-" for e in shown))
+            for bits, curve in rows
+        ],
     )
 
 
