@@ -107,7 +107,7 @@ def learning_table(variants: Sequence[Run], epoch: Run) -> str:
 
 
 def _learning(recipe: Mapping[str, Any]) -> str:
-    """A variant by what sets it apart; a fraction is of the images, each epoch over the same ones."""
+    """A variant by what sets it apart; a fraction is one of the images."""
     frozen = ", weights frozen" if recipe["freeze_weights"] else ""
     epochs = "" if recipe["epochs"] == 1 else f"{recipe['epochs']:g} epochs of "
     return f"{epochs}{recipe['fraction']:.0%} of the images, lr {recipe['lr']:g}{frozen}"
