@@ -29,6 +29,7 @@ from solvers.tables import ImportanceTable  # noqa: E402
 from solvers.transforms import TRANSFORMS, transform  # noqa: E402
 from trainers import sensitivity  # noqa: E402
 from trainers.metamix.tables import DRIFT_COLUMNS, DRIFT_SCHEMA  # noqa: E402
+from trainers.results import load_result  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = "evidence/1"
@@ -92,10 +93,13 @@ def _results(run: RunInputs) -> dict[str, Any]:
         }
         for label, table in tables.items()
     }
+    # Looks between epochs stay with the training; the record has its end alone.
+    trained = [r for r in run.records if r.phase == "train" and "result" in r.outputs]
+    found = {r.policy_id: load_result(run.store.root / r.outputs["result"]) for r in trained}
     curves = {
-        r.policy_id: {name: value for name, value in r.metrics.items() if "epoch" in name}
-        for r in run.records
-        if r.phase == "train" and r.policy_id
+        name: {look: value for look, value in result.metrics.items() if "_epoch_" in look}
+        for name, result in found.items()
+        if result is not None
     }
     return {
         "rows": [
