@@ -24,7 +24,8 @@ from orchestrator.retries import (
     decide,
     workers_that_fit,
 )
-from trainers.errors import InterruptedPhaseError
+from solvers.errors import FormatError
+from trainers.errors import DataError, InterruptedPhaseError
 from trainers.messages import STOP_FILE
 from trainers.phases import DataSpec, ModelSpec, PhaseSpec
 from trainers.recipes import PretrainConfig
@@ -261,6 +262,31 @@ def test_a_defect_of_the_phase_is_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(GroupLostError, match="shapes"):
         run(tmp_path, group, ClusterConfig(), lambda: [{"CPU": 8.0}], [])
     assert group.asked == [4]
+
+
+class UserExceptionWithTraceback(Exception):  # noqa: N818 - as Ray names it
+    """Shaped like the wrapper that Ray Train hands a worker's error over in."""
+
+    def __init__(self, base: Exception) -> None:
+        super().__init__("Traceback (most recent call last) ...")
+        self._base_exc = base
+
+
+@pytest.mark.parametrize("refused", [DataError("cat.jpg is broken"), FormatError("no table")])
+def test_what_one_rank_alone_refuses_is_a_refusal(tmp_path: Path, refused: Exception) -> None:
+    group = Group(
+        WorkerGroupError({0: RuntimeError("gloo: closed"), 1: UserExceptionWithTraceback(refused)})
+    )
+    done, told = run(tmp_path, group, ClusterConfig(), lambda: [{"CPU": 8.0}], [])
+    assert done.error is refused
+    assert (group.asked, told) == ([4], [])
+
+
+def test_a_rank_that_refuses_while_another_dies_is_started_again(tmp_path: Path) -> None:
+    both = WorkerGroupError({0: DataError("no such file"), 1: RayActorError("The actor died")})
+    done, told = run(tmp_path, Group(both), ClusterConfig(), lambda: [{"CPU": 8.0}], [])
+    assert done.error is None
+    assert [r.failure for r in told] == ["infrastructure"]
 
 
 def test_a_lost_node_is_waited_for(tmp_path: Path) -> None:
