@@ -65,7 +65,8 @@ def set_environment() -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
     # A frozen worker of a group without peers is noticed by Ray alone, after 10 min by default.
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "300")
-    # Ray runs a task that ran out of memory again without end.
+    # Ray runs a task that ran out of memory again without end. What counts is the environment of
+    # the task's owner: the nodes of a joined cluster set it too (cluster.yaml, docs/cluster.md).
     os.environ.setdefault("RAY_task_oom_retries", "1")
     # First SIGINT asks the workers to checkpoint; Tune would abort the trials instead.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
