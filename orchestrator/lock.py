@@ -2,16 +2,19 @@
 
 The lock is a file made with O_EXCL that names its owner. Its modification time is a heartbeat,
 compared with itself only, never with a clock. A lock whose owner is a dead process of this boot
-of this host is stale at once; a lock of another host is stale when its heartbeat stood still for
-``GRACE_S`` by this process's monotonic clock. Taking a stale lock over is a read and a write, so
-it happens under ``flock`` on a guard file that stays.
+of this machine, or of an earlier one, is stale at once; any other is stale when its heartbeat stood
+still for ``GRACE_S`` by this process's monotonic clock. Taking a stale lock over is a read and a
+write, so it happens under ``flock`` on a guard file that stays. An owner that stood still so long
+(a paused machine, a file server that was away) may go on later: it asks ``check`` before it writes.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -214,7 +217,10 @@ def _owner_is_gone(owner: Mapping[str, Any]) -> str | None:
     if owner.get("host") != socket.gethostname():
         return None
     if owner.get("boot_id") != _boot_id():
-        return "the machine was restarted since"
+        # Clones of one virtual machine share its name, and both may be up.
+        machine = _machine_id()
+        same = machine and owner.get("machine_id") == machine
+        return "the machine was restarted since" if same else None
     if owner.get("pid_space") != _pid_space():
         return None
     started = _process_started(int(owner.get("pid", 0)))
@@ -237,12 +243,25 @@ def _myself() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "process_started": _process_started(os.getpid()),
+        "machine_id": _machine_id(),
         "boot_id": _boot_id(),
         "pid_space": _pid_space(),
         "since_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": os.path.basename(sys.argv[0]) if sys.argv else "",
         "token": secrets.token_hex(8),
     }
+
+
+def _machine_id() -> str:
+    """A mark of this machine, empty where it has none (an image that was never booted).
+
+    A hash, as systemd asks of whoever writes its id where others can read it.
+    """
+    path = Path("/etc/machine-id")
+    text = path.read_text().strip() if path.is_file() else ""
+    if not re.fullmatch("[0-9a-f]{32}", text):
+        return ""
+    return hashlib.sha256(f"mpq lock {text}".encode()).hexdigest()[:16]
 
 
 def _boot_id() -> str:
