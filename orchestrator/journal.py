@@ -102,17 +102,24 @@ class Journal:
         run_id: made at random with the journal, so that two runs of one name differ.
     """
 
-    def __init__(self, path: Path, hide: Callable[[Any], Any] = lambda value: value) -> None:
+    def __init__(
+        self,
+        path: Path,
+        hide: Callable[[Any], Any] = lambda value: value,
+        before_write: Callable[[], None] = lambda: None,
+    ) -> None:
         """Open or create, and cut a torn tail.
 
         Args:
             path: of the file.
             hide: takes secrets out of what is appended.
+            before_write: raises where the run's lock was lost; asked before every change, for two
+                writers would both number their lines from the same one.
 
         Raises:
             StoreError: of another version, or damaged before its end.
         """
-        self._path, self._hide = path, hide
+        self._path, self._hide, self._before_write = path, hide, before_write
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = path.read_bytes() if path.exists() else b""
         view, sound_bytes = _parse(raw, path)
@@ -121,7 +128,8 @@ class Journal:
         self._entries = list(view.entries)
         self._ids = {record.record_id for record in view.records()}
         self._current = view.current_keys()
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        before_write()
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         if view.torn_bytes:
             os.ftruncate(self._handle, sound_bytes)
             os.fsync(self._handle)
@@ -212,6 +220,7 @@ class Journal:
         return [e.seq for e in entries]
 
     def _write(self, lines: list[bytes]) -> None:
+        self._before_write()
         before = os.fstat(self._handle).st_size
         data = b"".join(lines)
         try:
@@ -220,6 +229,8 @@ class Journal:
                 written += os.write(self._handle, data[written:])
             os.fsync(self._handle)
         except OSError as error:
+            # A file server that was away may say so after another process went on with the file.
+            self._before_write()
             os.ftruncate(self._handle, before)
             raise ResourceError(
                 "the journal cannot be written", str(self._path), error.strerror or str(error),

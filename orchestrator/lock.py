@@ -56,7 +56,7 @@ class RunLock:
         self._guard = path.with_name(path.name + ".guard")
         self._grace_s, self._heartbeat_s = grace_s, heartbeat_s
         self._clock, self._sleep = clock, sleep
-        self._handle = -1
+        self._handle, self._token = -1, ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.notices: tuple[str, ...] = ()
@@ -128,13 +128,13 @@ class RunLock:
             self._handle = -1
 
     def held(self) -> bool:
-        """Whether the file is still the one this process made."""
-        try:
-            there = self._path.stat()
-        except OSError:
-            return False
-        ours = os.fstat(self._handle)
-        return (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev)
+        """Whether the file is still the one this process made.
+
+        By its content: a file server gives the number of a removed file to the next one, and tells
+        who only looks at a name what it told before.
+        """
+        seen = _read(self._path)
+        return seen is not None and seen[0].get("token") == self._token
 
     def check(self) -> None:
         """Make sure that nobody took the run over, before something is written for good.
@@ -151,8 +151,10 @@ class RunLock:
             )
 
     def _create(self) -> None:
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.write(self._handle, json.dumps(_myself()).encode())
+        owner = _myself()
+        self._token = owner["token"]
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        os.write(self._handle, json.dumps(owner).encode())
         os.fsync(self._handle)
 
     def _beat(self) -> None:

@@ -249,6 +249,20 @@ def test_an_owner_whose_lock_was_taken_over_notices_and_leaves_the_new_one(tmp_p
     assert path.exists()
 
 
+def test_a_successor_with_the_number_of_our_file_is_noticed(tmp_path: Path) -> None:
+    """File systems give the inode number of a removed file to the next one."""
+    path = tmp_path / "lock"
+    lock = RunLock(path)
+    lock.acquire()
+    number = path.stat().st_ino
+    path.write_text(json.dumps({**json.loads(path.read_text()), "token": "another"}))
+    assert path.stat().st_ino == number
+    with pytest.raises(LockedError, match="taken over"):
+        lock.check()
+    lock.release()
+    assert path.exists()
+
+
 def test_the_heartbeat_moves(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with RunLock(path, heartbeat_s=0.01):
