@@ -78,13 +78,45 @@ def test_a_tail_torn_at_any_byte_is_cut_and_everything_before_it_kept(
         assert [e.seq for e in again.entries] == list(range(1, len(again.entries) + 1))
 
 
-def test_a_last_line_of_zeros_left_by_a_power_loss_is_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_last_line_of_zeros_left_by_a_power_loss_is_cut(tmp_path: Path, end: bytes) -> None:
     path = tmp_path / "journal.jsonl"
     _written(path, 1)
-    path.write_bytes(path.read_bytes() + b"\0" * 100 + b"\n")
+    path.write_bytes(path.read_bytes() + b"\0" * 100 + end)
     with Journal(path) as journal:
-        assert "101 bytes" in journal.notices[0]
+        assert f"{100 + len(end)} bytes" in journal.notices[0]
         assert len(journal.records()) == 1
+
+
+def test_a_damaged_last_line_with_its_newline_was_acknowledged_and_is_never_cut(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    _written(path, 2)
+    whole = path.read_bytes()
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for place in range(start, len(whole) - 1):
+        damaged = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+        path.write_bytes(damaged)
+        for open_it in (read_journal, Journal):
+            with pytest.raises(StoreError, match="damaged at line 5"):
+                open_it(path)
+        assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("bad", [b"x\n", b"\n", b"\0\0x\n", b"{}\n", b'{"seq":1}\n'])
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_line_with_a_newline_is_taken_for_a_torn_one(
+    tmp_path: Path, bad: bytes, count: int
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    if count:
+        _written(path, count)
+    damaged = (path.read_bytes() if count else b"") + bad
+    path.write_bytes(damaged)
+    with pytest.raises(StoreError, match=f"damaged at line {1 + 3 * count}"):
+        Journal(path)
+    assert path.read_bytes() == damaged
 
 
 def _lost() -> None:
