@@ -165,7 +165,7 @@ class RunLock:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        handle = os.open(self._guard, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(self._guard, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
