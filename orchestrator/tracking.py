@@ -343,7 +343,8 @@ class Mirror:
             return
         code = int(last.data.get("exit_code", -1))
         status = {0: "FINISHED", 3: "FINISHED"}.get(code, "FAILED")
-        if last.kind == events.RUN_INTERRUPTED:
+        # Somebody stopped it, and nothing is wrong with it.
+        if last.kind == events.RUN_INTERRUPTED and code in (-1, 130, 143):
             status = "KILLED"
         self._client.set_tag(parent, "mpq.exit_code", str(code))
         self._client.set_terminated(parent, status, end_time=milliseconds(last.time_utc))
