@@ -1,9 +1,10 @@
 """What has this run done, for certain? An append-only file that survives a kill at any byte.
 
 One JSON object a line: a sequence number, a kind, the data, and a check value over the rest. The
-first line names the schema. A record is on the disk before ``append`` returns. A last line that
-was cut short by a kill was never acknowledged, so it is cut off when the journal is opened and the
-cut is noted; a damaged line with good lines after it is not a kill but damage, and is refused.
+first line names the schema. A record is on the disk before ``append`` returns. A last line without
+its newline, or of the zeros that a power loss leaves, was never acknowledged, so it is cut off when
+the journal is opened and the cut is noted; any other line that does not verify is no unfinished
+write but damage, and is refused.
 
 Steps may run more than once; a final result is written once: appending a record whose identity
 (``RunRecord.record_id``) is there already changes nothing.
@@ -82,7 +83,7 @@ def read_journal(path: Path) -> JournalView:
     """Read without changing anything; fit for a run that is going on.
 
     Raises:
-        StoreError: missing, of another version, or damaged before its end.
+        StoreError: missing, of another version, or damaged.
     """
     try:
         raw = path.read_bytes()
@@ -102,17 +103,24 @@ class Journal:
         run_id: made at random with the journal, so that two runs of one name differ.
     """
 
-    def __init__(self, path: Path, hide: Callable[[Any], Any] = lambda value: value) -> None:
+    def __init__(
+        self,
+        path: Path,
+        hide: Callable[[Any], Any] = lambda value: value,
+        before_write: Callable[[], None] = lambda: None,
+    ) -> None:
         """Open or create, and cut a torn tail.
 
         Args:
             path: of the file.
             hide: takes secrets out of what is appended.
+            before_write: raises where the run's lock was lost; asked before every change, for two
+                writers would both number their lines from the same one.
 
         Raises:
-            StoreError: of another version, or damaged before its end.
+            StoreError: of another version, or damaged.
         """
-        self._path, self._hide = path, hide
+        self._path, self._hide, self._before_write = path, hide, before_write
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = path.read_bytes() if path.exists() else b""
         view, sound_bytes = _parse(raw, path)
@@ -121,7 +129,8 @@ class Journal:
         self._entries = list(view.entries)
         self._ids = {record.record_id for record in view.records()}
         self._current = view.current_keys()
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        before_write()
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         if view.torn_bytes:
             os.ftruncate(self._handle, sound_bytes)
             os.fsync(self._handle)
@@ -212,6 +221,7 @@ class Journal:
         return [e.seq for e in entries]
 
     def _write(self, lines: list[bytes]) -> None:
+        self._before_write()
         before = os.fstat(self._handle).st_size
         data = b"".join(lines)
         try:
@@ -220,6 +230,8 @@ class Journal:
                 written += os.write(self._handle, data[written:])
             os.fsync(self._handle)
         except OSError as error:
+            # A file server that was away may say so after another process went on with the file.
+            self._before_write()
             os.ftruncate(self._handle, before)
             raise ResourceError(
                 "the journal cannot be written", str(self._path), error.strerror or str(error),
@@ -251,20 +263,22 @@ def _parse(raw: bytes, path: Path) -> tuple[JournalView, int]:
     lines = raw.split(b"\n")
     # The piece after the last newline is empty in a sound file; anything else was cut short.
     whole = lines[:-1]
+    if not lines[-1] and whole and whole[-1] and not whole[-1].strip(b"\0"):
+        # Blocks that a power loss kept from the disk read as zeros, also before a newline that made
+        # it there.
+        whole = whole[:-1]
     entries: list[Entry] = []
     sound_bytes = 0
     run_id = ""
     for index, line in enumerate(whole):
         entry = _read_line(line, index)
         if entry is None:
-            if index < len(whole) - 1:
-                raise StoreError(
-                    f"the journal is damaged at line {index + 1}",
-                    str(path),
-                    "a good line follows it, so this is no unfinished write",
-                    "restore the file from a backup, or start the run under another name",
-                )
-            break
+            raise StoreError(
+                f"the journal is damaged at line {index + 1}",
+                str(path),
+                "it ends with its newline, the last byte written: this is no unfinished write",
+                "restore the file from a backup, or start the run under another name",
+            )
         if index == 0:
             _check_schema(entry, path)
             run_id = str(entry.data.get("run_id", ""))

@@ -2,16 +2,19 @@
 
 The lock is a file made with O_EXCL that names its owner. Its modification time is a heartbeat,
 compared with itself only, never with a clock. A lock whose owner is a dead process of this boot
-of this host is stale at once; a lock of another host is stale when its heartbeat stood still for
-``GRACE_S`` by this process's monotonic clock. Taking a stale lock over is a read and a write, so
-it happens under ``flock`` on a guard file that stays.
+of this machine, or of an earlier one, is stale at once; any other is stale when its heartbeat stood
+still for ``GRACE_S`` by this process's monotonic clock. Taking a stale lock over is a read and a
+write, so it happens under ``flock`` on a guard file that stays. An owner that stood still so long
+(a paused machine, a file server that was away) may go on later: it asks ``check`` before it writes.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -53,7 +56,7 @@ class RunLock:
         self._guard = path.with_name(path.name + ".guard")
         self._grace_s, self._heartbeat_s = grace_s, heartbeat_s
         self._clock, self._sleep = clock, sleep
-        self._handle = -1
+        self._handle, self._token = -1, ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.notices: tuple[str, ...] = ()
@@ -125,13 +128,13 @@ class RunLock:
             self._handle = -1
 
     def held(self) -> bool:
-        """Whether the file is still the one this process made."""
-        try:
-            there = self._path.stat()
-        except OSError:
-            return False
-        ours = os.fstat(self._handle)
-        return (there.st_ino, there.st_dev) == (ours.st_ino, ours.st_dev)
+        """Whether the file is still the one this process made.
+
+        By its content: a file server gives the number of a removed file to the next one, and tells
+        who only looks at a name what it told before.
+        """
+        seen = _read(self._path)
+        return seen is not None and seen[0].get("token") == self._token
 
     def check(self) -> None:
         """Make sure that nobody took the run over, before something is written for good.
@@ -148,8 +151,10 @@ class RunLock:
             )
 
     def _create(self) -> None:
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.write(self._handle, json.dumps(_myself()).encode())
+        owner = _myself()
+        self._token = owner["token"]
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        os.write(self._handle, json.dumps(owner).encode())
         os.fsync(self._handle)
 
     def _beat(self) -> None:
@@ -160,7 +165,7 @@ class RunLock:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        handle = os.open(self._guard, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(self._guard, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -214,7 +219,10 @@ def _owner_is_gone(owner: Mapping[str, Any]) -> str | None:
     if owner.get("host") != socket.gethostname():
         return None
     if owner.get("boot_id") != _boot_id():
-        return "the machine was restarted since"
+        # Clones of one virtual machine share its name, and both may be up.
+        machine = _machine_id()
+        same = machine and owner.get("machine_id") == machine
+        return "the machine was restarted since" if same else None
     if owner.get("pid_space") != _pid_space():
         return None
     started = _process_started(int(owner.get("pid", 0)))
@@ -237,12 +245,25 @@ def _myself() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "process_started": _process_started(os.getpid()),
+        "machine_id": _machine_id(),
         "boot_id": _boot_id(),
         "pid_space": _pid_space(),
         "since_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": os.path.basename(sys.argv[0]) if sys.argv else "",
         "token": secrets.token_hex(8),
     }
+
+
+def _machine_id() -> str:
+    """A mark of this machine, empty where it has none (an image that was never booted).
+
+    A hash, as systemd asks of whoever writes its id where others can read it.
+    """
+    path = Path("/etc/machine-id")
+    text = path.read_text().strip() if path.is_file() else ""
+    if not re.fullmatch("[0-9a-f]{32}", text):
+        return ""
+    return hashlib.sha256(f"mpq lock {text}".encode()).hexdigest()[:16]
 
 
 def _boot_id() -> str:

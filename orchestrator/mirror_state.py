@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def exclusive(path: Path, timeout_s: float) -> Iterator[None]:
     Raises:
         MirrorError: somebody else held it all the time.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = _open_for_the_group(path)
     deadline = time.monotonic() + timeout_s
     try:
         while True:
@@ -78,3 +79,18 @@ def exclusive(path: Path, timeout_s: float) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _open_for_the_group(path: Path) -> int:
+    """A file to lock, made if need be.
+
+    NFS locks only what is open for writing, so a group that may read it (MPQ_UMASK=027) may write
+    it too; nothing ever stands in it.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    there = os.fstat(handle)
+    mode = stat.S_IMODE(there.st_mode)
+    wanted = mode | (mode & stat.S_IRGRP) >> 1
+    if wanted != mode and there.st_uid == os.geteuid():
+        os.fchmod(handle, wanted)
+    return handle

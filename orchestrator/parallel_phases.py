@@ -14,7 +14,12 @@ from typing import Any
 import solvers.errors
 import trainers.errors
 from orchestrator.cluster import OnDemandCluster, groups_at_once
-from orchestrator.errors import InterruptedRunError, ResourceError, TerminatedRunError
+from orchestrator.errors import (
+    InterruptedRunError,
+    LockedError,
+    ResourceError,
+    TerminatedRunError,
+)
 from orchestrator.launch import Launch
 from orchestrator.phase_step import (
     begin,
@@ -86,7 +91,10 @@ def phase_steps(
             records[step.name] = keep_result(
                 session, step, results[step.name], phase=phase, method=method, began=began
             )
-        except (InterruptedRunError, TerminatedRunError, InterruptedPhaseError, ResourceError):
+        except (
+            InterruptedRunError, TerminatedRunError, InterruptedPhaseError, ResourceError,
+            LockedError,
+        ):  # fmt: skip
             raise  # what is left cannot run either
         except Exception as error:
             failures.append(error)

@@ -49,6 +49,7 @@ def finished_record(session: Session, step: Step) -> RunRecord | None:
             reason = f"taken over from run {donor}, outputs verified"
         elif verdict.damaged:
             session.say(f"{step.name}: done again, because {verdict.reason}")
+            session.store.before_write()
             # A result beside damaged outputs would be taken for the whole of them.
             shutil.rmtree(session.store.step_dir(step.name))
     if verdict.record is None:
@@ -62,6 +63,7 @@ def finished_record(session: Session, step: Step) -> RunRecord | None:
 def begin(session: Session, step: Step) -> Path:
     """The step's folder, emptied of anything that belongs to another key."""
     session.stop_if_asked()
+    session.store.before_write()
     folder = session.store.step_dir(step.name)
     marker = folder / KEY_FILE
     if folder.exists() and (not marker.is_file() or marker.read_text() != step.key):
@@ -100,6 +102,13 @@ def run_phase(
     began = time.perf_counter()
     session.say(f"{step.name}: {step.about}, on {ask.num_workers} workers")
     restarts: list[Restart] = []
+
+    def tell(restart: Restart) -> None:
+        # Workers of a run that was taken over end, superseded; starting them again would in turn
+        # supersede those of its new owner.
+        session.store.before_write()
+        restarts.append(restart)
+
     try:
         outcome = watched(
             session,
@@ -112,7 +121,7 @@ def run_phase(
                 key=step.key,
                 ask=ask,
                 cluster=session.config.cluster,
-                tell=restarts.append,
+                tell=tell,
             ),
             tick,
             restarts=restarts,

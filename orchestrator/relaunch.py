@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.cluster import Nodes, Resources, living_nodes, num_places, worker_cpus
 from orchestrator.cluster_config import ClusterConfig
-from orchestrator.launch import Launch, launch, losses_of
+from orchestrator.launch import Launch, launch, losses_of, refusal_of
 from orchestrator.leftovers import sweep_temporaries
 from orchestrator.retries import Decision, FailureClass, decide, workers_that_fit
 from trainers.errors import InterruptedPhaseError
@@ -100,6 +100,9 @@ def run_group(
         nodes: what the cluster has now.
         sleep: waits.
 
+    Returns:
+        The launch; its ``error`` is what the phase refused, on all ranks or on one alone.
+
     Raises:
         GroupLostError: the budget of a class is used up, or no room came back.
     """
@@ -128,6 +131,9 @@ def run_group(
                 draw=random.random(),
             )
             if not decision.again:
+                refusal = refusal_of(error) if decision.failure is FailureClass.USER else None
+                if refusal is not None:
+                    return Launch(wall_s=0.0, worked_s=0.0, error=refusal)
                 raise GroupLostError(decision.reason, decision.failure) from error
         else:
             return done

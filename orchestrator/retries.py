@@ -3,7 +3,8 @@
 A failure belongs to one of five classes, and each has a budget of its own, so that ten preempted
 nodes do not use up what was kept for a broken one, and nothing deterministic is tried twice:
 
-* *infrastructure*: a process, node or connection is gone. Again, after a wait that doubles.
+* *infrastructure*: a process, node or connection is gone, or storage did not answer. Again, after a
+  wait that doubles.
 * *preemption*: the node was taken back by whoever lends it. Again at once; not charged.
 * *resource*: memory or disk ran out. Once more, with less: half the workers where host memory ran
   out, swept temporary files where the disk did.
@@ -40,7 +41,7 @@ class RetriesConfig:
     """How often one phase is started again, by what ended it. Ours.
 
     Attributes:
-        infrastructure: after a lost process, node or connection.
+        infrastructure: after a lost process, node or connection, or storage that did not answer.
         preemption: after a node was taken back by whoever lends it; null = any number of times.
         resource: after memory or disk ran out, each time with less where less is possible.
         first_wait_s: before the first restart after a lost process; doubles with each, and a part
@@ -115,9 +116,13 @@ _LOST = {
 _COLLATERAL = (
     "connection closed by peer", "connection reset by peer", "connection refused", "broken pipe",
     "gloo", "nccl", "socket timeout", "timed out waiting", "store->get", "rendezvous",
-    "stale file handle",
+    "stale file handle", "input/output error", "transport endpoint is not connected",
+    "connection timed out", "no route to host", "host is down",
 )  # fmt: skip
-_ESTALE = 116
+# What a file server that is away for a while makes of a call: EIO (NFS mounted `soft`), ENETDOWN,
+# ENETUNREACH, ENOTCONN (FUSE), ETIMEDOUT, EHOSTDOWN, EHOSTUNREACH, ESTALE. A disk that is broken
+# says EIO too, again and again until the budget is used up.
+_AWAY = (5, 100, 101, 107, 110, 112, 113, 116)
 
 
 def classify(losses: Sequence[Loss]) -> FailureClass:
@@ -134,7 +139,7 @@ def classify(losses: Sequence[Loss]) -> FailureClass:
         return FailureClass.NUMERIC
     if any(_ran_out(loss) for loss in losses):
         return FailureClass.RESOURCE
-    if any(loss.kinds & _LOST or loss.errno == _ESTALE for loss in losses):
+    if any(loss.kinds & _LOST or loss.errno in _AWAY for loss in losses):
         return FailureClass.INFRASTRUCTURE
     if losses and all(_collateral(loss) for loss in losses):
         return FailureClass.INFRASTRUCTURE
@@ -239,7 +244,7 @@ def _host_memory(loss: Loss) -> bool:
 
 def _collateral(loss: Loss) -> bool:
     text = loss.text.lower()
-    return any(words in text for words in _COLLATERAL)
+    return loss.errno not in _AWAY and any(words in text for words in _COLLATERAL)
 
 
 def _told(losses: Sequence[Loss]) -> str:

@@ -48,7 +48,12 @@ class Verdict:
 
 
 class RunStore:
-    """The folder of one run. Makes nothing until it is opened for writing."""
+    """The folder of one run. Makes nothing until it is opened for writing.
+
+    Attributes:
+        before_write: raises ``LockedError`` where the run was opened and then lost to another
+            process; for whoever is about to write or remove something for good.
+    """
 
     def __init__(self, runs_dir: str | Path, name: str) -> None:
         """Point at a run.
@@ -61,6 +66,7 @@ class RunStore:
         self.runs_dir = Path(runs_dir).expanduser().resolve()
         self.root = self.runs_dir / name
         self._hide: Callable[[Any], Any] = lambda value: value
+        self.before_write: Callable[[], None] = _allow
         if self.root.is_symlink():
             raise StoreError("a run folder must not be a link", str(self.root))
 
@@ -111,20 +117,24 @@ class RunStore:
             hide: takes secrets out of what is written about the run.
 
         Raises:
-            LockedError: another process runs it.
+            LockedError: another process runs it, or took it over meanwhile.
             StoreError: its journal is damaged.
         """
         (self.root / "steps").mkdir(parents=True, exist_ok=True)
         self._hide = hide
         with RunLock(self.lock_path) as lock:
             num_swept = sweep_temporaries(self.root)
-            with Journal(self.journal_path, hide) as journal:
+            with Journal(self.journal_path, hide, lock.check) as journal:
                 journal.notices += lock.notices
                 if lock.notices:
                     journal.event("lock_taken_over", {"notices": list(lock.notices)})
                 if num_swept:
                     journal.notices += (f"store: swept {num_swept} unfinished temporary files",)
-                yield journal
+                self.before_write = lock.check
+                try:
+                    yield journal
+                finally:
+                    self.before_write = _allow
 
     def step_dir(self, step: str) -> Path:
         """The folder of a step, e.g. ``indicators`` or ``train/3f2a9c81d0e4``.
@@ -148,6 +158,7 @@ class RunStore:
 
         Raises:
             StoreError: an output is missing, a link, or outside the run folder.
+            LockedError: another process took the run over.
         """
         folder = self.step_dir(step)
         manifest = {}
@@ -160,6 +171,7 @@ class RunStore:
             "record": self._hide(record.to_json()),
             "files": manifest,
         }
+        self.before_write()
         write_atomically(folder / RECORD, json.dumps(body, indent=1, allow_nan=False) + "\n")
         flush_folder(folder.parent)
 
@@ -219,6 +231,10 @@ def list_runs(runs_dir: str | Path) -> tuple[str, ...]:
             if NAME_PATTERN.match(p.name) and (p / "journal.jsonl").is_file()
         )
     )
+
+
+def _allow() -> None:
+    """Nobody holds the run, so it cannot have been lost."""
 
 
 def _files_of(path: Path) -> Iterator[Path]:

@@ -55,6 +55,7 @@ def train_step(
             missing.append(row)
             if verdict.damaged:
                 session.say(f"{step.name}/{entry}: done again, because {verdict.reason}")
+                session.store.before_write()
                 shutil.rmtree(session.store.step_dir(f"{step.name}/{entry}"))
     if records:
         session.say(f"{step.name}: {len(records)} of {len(rows)} policies trained before")

@@ -19,11 +19,13 @@ def command(run: str, runs_dir: str, uri: str | None, as_json: bool) -> ExitCode
     """Replay the journal of RUN into MLflow."""
     from orchestrator.config_schema import TrackingConfig
     from orchestrator.journal import read_journal
+    from orchestrator.private import close_umask
     from orchestrator.runs import find_run
     from orchestrator.tracking import Mirror
     from orchestrator.yaml_source import read_yaml
 
     store = find_run(run, runs_dir)
+    close_umask()
     tree = read_yaml(store.config_path).tree
     known = {**tree.get("tracking", {}), **({"uri": uri} if uri else {}), "enabled": True}
     mirror = Mirror(store, TrackingConfig(**known), tree)

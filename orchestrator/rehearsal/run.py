@@ -9,6 +9,7 @@ from orchestrator.config import LoadedConfig
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.contradictions import contradictions
 from orchestrator.errors import ExitCode, UserError
+from orchestrator.private import close_umask
 from orchestrator.rehearsal.config import rehearsed
 from orchestrator.rehearsal.files import prepare
 
@@ -21,6 +22,7 @@ def rehearse_experiment(loaded: LoadedConfig) -> ExitCode:
     Raises:
         UserError: refused, as the experiment itself would be.
     """
+    close_umask()  # images are made before the run is opened
     config = loaded.config
     asked = any(text.partition("=")[0].strip() == _KEY for text in loaded.overrides)
     prepared = prepare(

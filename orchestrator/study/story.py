@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from orchestrator.config import LoadedConfig
 from orchestrator.errors import ExitCode, StoreError
 from orchestrator.lock import RunLock
+from orchestrator.private import close_umask
 from orchestrator.redact import redacted_text
 from orchestrator.store import RunStore
 from orchestrator.study.config import Study
@@ -58,6 +59,7 @@ def run_whole_study(order: StudyOrder) -> tuple[StudyTable, StudyStore, ExitCode
             print(f"[{time.perf_counter() - began:7.1f} s] {text}", flush=True)
 
     reuse = _donors(order)
+    close_umask()
     with RunLock(study_folder(study) / "lock"):
         # Under the lock: a start that is refused leaves the files of the one that goes on.
         store = keep_study(study, order.experiments)

@@ -2,7 +2,7 @@
 
 Each goes through the command's entry point in this process (checkpoints, which no command reads
 by itself, through the reader that a phase uses): exit code 2 and no traceback. A journal that was
-damaged at its end may be read, and then says nothing that was not in it.
+cut at its end may be read, and then says nothing that was not in it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ResourceError, StoreError
+from orchestrator.errors import LockedError, ResourceError, StoreError
 from orchestrator.journal import Journal, read_journal
 from orchestrator.records import RunRecord, State
 
@@ -78,13 +78,78 @@ def test_a_tail_torn_at_any_byte_is_cut_and_everything_before_it_kept(
         assert [e.seq for e in again.entries] == list(range(1, len(again.entries) + 1))
 
 
-def test_a_last_line_of_zeros_left_by_a_power_loss_is_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_last_line_of_zeros_left_by_a_power_loss_is_cut(tmp_path: Path, end: bytes) -> None:
     path = tmp_path / "journal.jsonl"
     _written(path, 1)
-    path.write_bytes(path.read_bytes() + b"\0" * 100 + b"\n")
+    path.write_bytes(path.read_bytes() + b"\0" * 100 + end)
     with Journal(path) as journal:
-        assert "101 bytes" in journal.notices[0]
+        assert f"{100 + len(end)} bytes" in journal.notices[0]
         assert len(journal.records()) == 1
+
+
+def test_a_damaged_last_line_with_its_newline_was_acknowledged_and_is_never_cut(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    _written(path, 2)
+    whole = path.read_bytes()
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for place in range(start, len(whole) - 1):
+        damaged = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+        path.write_bytes(damaged)
+        for open_it in (read_journal, Journal):
+            with pytest.raises(StoreError, match="damaged at line 5"):
+                open_it(path)
+        assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("bad", [b"x\n", b"\n", b"\0\0x\n", b"{}\n", b'{"seq":1}\n'])
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_line_with_a_newline_is_taken_for_a_torn_one(
+    tmp_path: Path, bad: bytes, count: int
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    if count:
+        _written(path, count)
+    damaged = (path.read_bytes() if count else b"") + bad
+    path.write_bytes(damaged)
+    with pytest.raises(StoreError, match=f"damaged at line {1 + 3 * count}"):
+        Journal(path)
+    assert path.read_bytes() == damaged
+
+
+def _lost() -> None:
+    raise LockedError("this run was taken over by another process")
+
+
+def test_who_lost_the_lock_neither_cuts_nor_appends(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    _written(path, 1)
+    path.write_bytes(path.read_bytes() + b"the other one is writing")
+    before = path.read_bytes()
+    with pytest.raises(LockedError):
+        Journal(path, before_write=_lost)
+    assert path.read_bytes() == before
+    with pytest.raises(LockedError):
+        Journal(tmp_path / "new", before_write=_lost)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_lock_is_asked_before_every_write_and_what_failed_is_not_remembered(
+    tmp_path: Path,
+) -> None:
+    path, lost = tmp_path / "journal.jsonl", [False]
+    with Journal(path, before_write=lambda: _lost() if lost[0] else None) as journal:
+        journal.event("mine")
+        before = path.read_bytes()
+        lost[0] = True
+        for write in (lambda: journal.event("late"), lambda: journal.append(_record("k"))):
+            with pytest.raises(LockedError):
+                write()
+        assert path.read_bytes() == before
+        assert "k" not in journal
+        assert [e.kind for e in journal.view.entries] == ["mine"]
 
 
 def test_a_flipped_byte_before_the_end_is_refused_and_the_file_left_alone(tmp_path: Path) -> None:
@@ -198,6 +263,25 @@ def test_a_full_disk_leaves_no_half_line_and_says_what_to_do(tmp_path: Path) -> 
     assert done.stdout.split() == ["6", "2"], done.stderr
     assert ResourceError.exit_code == 6
     assert [e.kind for e in read_journal(path).entries] == ["first", "third"]
+
+
+def test_a_write_that_failed_late_takes_nothing_back_of_who_took_the_run_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lost = tmp_path / "journal.jsonl", [False]
+    with Journal(path, before_write=lambda: _lost() if lost[0] else None) as journal:
+
+        def away(handle: int) -> None:
+            lost[0] = True
+            with path.open("ab") as stream:
+                stream.write(b"theirs\n")
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", away)
+        with pytest.raises(LockedError):
+            journal.event("mine")
+        assert path.read_bytes().endswith(b"theirs\n")
+        monkeypatch.undo()
 
 
 def test_lines_are_json_a_person_can_read(tmp_path: Path) -> None:

@@ -128,18 +128,49 @@ def _foreign(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"boot_id": "another"}, "restarted"),
+        ({"boot_id": "another", "machine_id": "this"}, "restarted"),
         ({"pid": 2**22 + 1}, "process is gone"),
         ({"process_started": "1"}, "belongs to another"),
     ],
 )
 def test_a_dead_owner_of_this_host_is_stale_at_once(
-    tmp_path: Path, changes: dict[str, object], reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], reason: str
 ) -> None:
+    monkeypatch.setattr("orchestrator.lock._machine_id", lambda: "this")
     path = tmp_path / "lock"
     _foreign(path, **changes)
     with RunLock(path, sleep=_never) as lock:
         assert reason in lock.notices[0]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("that", "this"), ("", ""), (None, "this")])
+@pytest.mark.parametrize("beats", [True, False])
+def test_another_machine_of_our_name_is_given_time_to_show_that_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str | None, ours: str, beats: bool
+) -> None:
+    """Two clones of one virtual machine: another boot of the same name is no restart."""
+    monkeypatch.setattr("orchestrator.lock._machine_id", lambda: ours)
+    path = tmp_path / "lock"
+    _foreign(path, boot_id="another", machine_id=theirs)
+    assert lock_owner(path) is not None
+    fake = FakeTime(on_sleep=lambda: os.utime(path, (1.0, 1.0)) if beats else None)
+    lock = RunLock(path, grace_s=30, clock=fake.clock, sleep=fake.sleep)
+    if beats:
+        with pytest.raises(LockedError):
+            lock.acquire()
+    else:
+        with lock:
+            assert "stood still for 30 s" in lock.notices[0]
+    assert path.exists() == beats
+
+
+def test_a_lock_tells_its_machine_without_the_id_that_others_must_not_have(tmp_path: Path) -> None:
+    file = Path("/etc/machine-id")
+    text = file.read_text().strip() if file.is_file() else ""
+    with RunLock(tmp_path / "lock"):
+        owner = json.loads((tmp_path / "lock").read_text())
+    assert bool(owner["machine_id"]) == (len(text) == 32)
+    assert not text or text not in json.dumps(owner)
 
 
 def _never(seconds: float) -> None:
@@ -212,6 +243,20 @@ def test_an_owner_whose_lock_was_taken_over_notices_and_leaves_the_new_one(tmp_p
     lock.acquire()
     path.unlink()
     path.write_text("{}")
+    with pytest.raises(LockedError, match="taken over"):
+        lock.check()
+    lock.release()
+    assert path.exists()
+
+
+def test_a_successor_with_the_number_of_our_file_is_noticed(tmp_path: Path) -> None:
+    """File systems give the inode number of a removed file to the next one."""
+    path = tmp_path / "lock"
+    lock = RunLock(path)
+    lock.acquire()
+    number = path.stat().st_ino
+    path.write_text(json.dumps({**json.loads(path.read_text()), "token": "another"}))
+    assert path.stat().st_ino == number
     with pytest.raises(LockedError, match="taken over"):
         lock.check()
     lock.release()

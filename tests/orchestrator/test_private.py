@@ -8,18 +8,29 @@ import stat
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
+from orchestrator.attempts import attempt
 from orchestrator.cluster import ray_cluster
+from orchestrator.commands import sync
 from orchestrator.config import config_tree, load_config
 from orchestrator.errors import ExitCode, ResourceError, UserError
+from orchestrator.mirror_state import exclusive
 from orchestrator.open_cluster import door_of, refuse_open_cluster
+from orchestrator.pipeline import run_experiment
 from orchestrator.private import close_umask, ensure_token, make_private
+from orchestrator.records import RunRecord, State
 from orchestrator.redact import HIDDEN, hider, redacted, redacted_arguments, redacted_text
+from orchestrator.rehearsal.run import rehearse_experiment
+from orchestrator.store import RunStore
+from orchestrator.study import story
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "experiments" / "quickstart.yaml"
 CANARY = "canary-%02d-hunter2"
@@ -93,9 +104,6 @@ def test_a_command_line_keeps_no_secret() -> None:
 
 
 def test_the_journal_and_the_record_keep_no_secret(tmp_path: Path) -> None:
-    from orchestrator.records import RunRecord, State
-    from orchestrator.store import RunStore
-
     tree, canaries = planted()
     told = " ".join(canaries)
     store = RunStore(tmp_path, "run")
@@ -128,6 +136,120 @@ def test_a_run_is_its_owner_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             close_umask()
     finally:
         os.umask(before)
+
+
+@pytest.fixture
+def masked() -> Iterator[None]:
+    """A shell that leaves everything open, and its mask again afterwards."""
+    before = os.umask(0o000)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("masked")
+@pytest.mark.parametrize(
+    ("mask", "folder", "file", "to_lock"),
+    [
+        (None, 0o700, 0o600, 0o600),
+        ("077", 0o700, 0o600, 0o600),
+        ("027", 0o750, 0o640, 0o660),  # whoever of the group mirrors needs that lock for writing
+        ("007", 0o770, 0o660, 0o660),
+    ],
+)
+def test_the_mask_decides_who_may_read_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str | None, folder: int, file: int,
+    to_lock: int,
+) -> None:  # fmt: skip
+    if mask is None:
+        monkeypatch.delenv("MPQ_UMASK", raising=False)
+    else:
+        monkeypatch.setenv("MPQ_UMASK", mask)
+    config = replace(load_config(QUICKSTART).config, runs_dir=str(tmp_path / "runs"))
+    config = replace(config, tracking=replace(config.tracking, enabled=False))
+    store = RunStore(config.runs_dir, "run")
+    with attempt(store, config, quiet=True) as session:
+        session.say("hello")
+        record = RunRecord(run="run", step="pretrain", key="k", phase="pretrain", method="fp",
+                           state=State.DONE)  # fmt: skip
+        store.finish_step("pretrain", record)
+        for lock in (store.root / "mirror.lock", store.runs_dir / "mlflow.lock"):
+            for _ in range(2):
+                with exclusive(lock, 1.0):
+                    assert stat.S_IMODE(lock.stat().st_mode) == to_lock
+        found = {
+            path.name: stat.S_IMODE(path.stat().st_mode)
+            for path in (store.runs_dir, *store.runs_dir.rglob("*"))
+        }
+    assert {found.pop(name) for name in ("mirror.lock", "mlflow.lock")} == {to_lock}
+    folders = {"runs", "run", "steps", "pretrain"}
+    assert found == dict.fromkeys(folders, folder) | dict.fromkeys(
+        ("lock", "lock.guard", "journal.jsonl", "driver.log", "record.json"), file
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.usefixtures("masked")
+@pytest.mark.parametrize(("mask", "taken"), [(0o027, True), (0o077, False)])
+def test_another_of_the_group_takes_the_lock_of_the_tracking_store(mask: int, taken: bool) -> None:
+    with TemporaryDirectory() as folder:  # pytest's own is closed to others
+        os.chmod(folder, 0o770)
+        path = Path(folder) / "mlflow.lock"
+        os.umask(mask)
+        with exclusive(path, 1.0):
+            pass
+        child = os.fork()
+        if child == 0:
+            os.setgroups([os.getgid()])
+            os.setuid(65534)
+            try:
+                with exclusive(path, 1.0):
+                    os._exit(0)
+            except PermissionError:
+                os._exit(9)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if taken else 9)
+
+
+class _SeenError(Exception):
+    """Ends a command where it would begin to write."""
+
+
+@pytest.mark.usefixtures("masked")
+@pytest.mark.parametrize("verb", ["run", "rehearse", "study", "sync"])
+def test_nothing_is_made_before_the_mask_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.delenv("MPQ_UMASK", raising=False)
+    masks: list[int] = []
+
+    def see(*_: Any, **__: Any) -> Any:
+        masks.append(os.umask(0))
+        raise _SeenError
+
+    loaded = load_config(QUICKSTART, (f"runs_dir={tmp_path}/runs",))
+    if verb == "sync":
+        with RunStore(tmp_path, "run").opened():
+            pass
+        (tmp_path / "run" / "config.yaml").write_text("{}")
+        monkeypatch.setattr("orchestrator.tracking.Mirror.sync", see)
+        with pytest.raises(_SeenError):
+            sync.command.main(["run", "--runs-dir", str(tmp_path)], standalone_mode=False)
+    elif verb == "study":
+        monkeypatch.setattr(story, "RunLock", see)
+        study: Any = SimpleNamespace(name="s", runs_dir=str(tmp_path), seeds=())
+        with pytest.raises(_SeenError):
+            story.run_whole_study(story.StudyOrder(study=study, experiments={}, quiet=True))
+    elif verb == "rehearse":
+        monkeypatch.setattr("orchestrator.rehearsal.run.prepare", see)
+        with pytest.raises(_SeenError):
+            rehearse_experiment(loaded)
+    else:
+        monkeypatch.setattr("orchestrator.store.RunLock", see)
+        with pytest.raises(_SeenError):
+            run_experiment(loaded)
+        assert stat.S_IMODE((tmp_path / "runs").stat().st_mode) == 0o700
+    assert masks == [0o077]
 
 
 def test_the_token_is_made_private_and_an_open_one_is_closed(
@@ -218,6 +340,18 @@ def test_our_token_is_not_shown_to_a_cluster_that_lets_everybody_in(
     ):
         pass
     assert joined[1:] == [address]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "elsewhere"])
+def test_our_token_is_not_shown_where_nobody_can_be_asked(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it was joined"))
+    with pytest.raises(ResourceError, match="cannot reach"), ray_cluster(address):
+        pass
 
 
 def test_an_open_or_silent_cluster_is_refused() -> None:

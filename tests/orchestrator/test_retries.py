@@ -24,7 +24,8 @@ from orchestrator.retries import (
     decide,
     workers_that_fit,
 )
-from trainers.errors import InterruptedPhaseError
+from solvers.errors import FormatError
+from trainers.errors import DataError, InterruptedPhaseError
 from trainers.messages import STOP_FILE
 from trainers.phases import DataSpec, ModelSpec, PhaseSpec
 from trainers.recipes import PretrainConfig
@@ -51,6 +52,15 @@ CLOSED_BY_PEER = loss("RuntimeError", text="[gloo/pair.cc:547] Connection closed
         ([loss("WorkerGroupStartupTimeoutError", rank=None)], INFRA),
         ([loss("ConnectionResetError", "ConnectionError", "OSError", errno=104)], INFRA),
         ([loss("OSError", text="Stale file handle", errno=116)], INFRA),
+        ([loss("OSError", text="w.pt", errno=5)], INFRA),
+        ([loss("OSError", text="w.pt", errno=107)], INFRA),
+        ([loss("TimeoutError", "OSError", text="w.pt", errno=110)], INFRA),
+        ([loss("OSError", text="w.pt", errno=112)], INFRA),
+        ([loss("OSError", text="w.pt", errno=113)], INFRA),
+        # a library of C++ keeps the words and loses the number
+        ([loss("RuntimeError", text="write failed: Input/output error")], INFRA),
+        ([loss("OSError", errno=5), loss("OSError", errno=28, rank=1)], RESOURCE),
+        ([loss("OSError", errno=5), loss("ValueError", rank=1)], INFRA),
         ([CLOSED_BY_PEER], INFRA),
         ([loss("ActorDiedError", "RayActorError"), CLOSED_BY_PEER], INFRA),
         # a rank that raised while another died is collateral
@@ -99,6 +109,15 @@ def test_budgets_are_apart() -> None:
     spent[INFRA] = 3
     assert not again(INFRA)
     assert again(PREEMPT)
+
+
+def test_the_rank_whose_storage_went_away_is_told_not_the_one_that_noticed() -> None:
+    away = loss("OSError", text="[Errno 5] Input/output error: 'w.pt'", errno=5, rank=1)
+    peer = loss("RuntimeError", text="Connection closed by peer", rank=0)
+    decision = decide([peer, away], {}, BUDGET, num_workers=2, draw=0.5)
+    assert decision.again
+    assert decision.wait_s > 0
+    assert "rank 1: [Errno 5] Input/output error" in decision.reason
 
 
 @pytest.mark.parametrize("kind", [NUMERIC, USER])
@@ -263,6 +282,31 @@ def test_a_defect_of_the_phase_is_not_repeated(tmp_path: Path) -> None:
     assert group.asked == [4]
 
 
+class UserExceptionWithTraceback(Exception):  # noqa: N818 - as Ray names it
+    """Shaped like the wrapper that Ray Train hands a worker's error over in."""
+
+    def __init__(self, base: Exception) -> None:
+        super().__init__("Traceback (most recent call last) ...")
+        self._base_exc = base
+
+
+@pytest.mark.parametrize("refused", [DataError("cat.jpg is broken"), FormatError("no table")])
+def test_what_one_rank_alone_refuses_is_a_refusal(tmp_path: Path, refused: Exception) -> None:
+    group = Group(
+        WorkerGroupError({0: RuntimeError("gloo: closed"), 1: UserExceptionWithTraceback(refused)})
+    )
+    done, told = run(tmp_path, group, ClusterConfig(), lambda: [{"CPU": 8.0}], [])
+    assert done.error is refused
+    assert (group.asked, told) == ([4], [])
+
+
+def test_a_rank_that_refuses_while_another_dies_is_started_again(tmp_path: Path) -> None:
+    both = WorkerGroupError({0: DataError("no such file"), 1: RayActorError("The actor died")})
+    done, told = run(tmp_path, Group(both), ClusterConfig(), lambda: [{"CPU": 8.0}], [])
+    assert done.error is None
+    assert [r.failure for r in told] == ["infrastructure"]
+
+
 def test_a_lost_node_is_waited_for(tmp_path: Path) -> None:
     seen = itertools.chain([[{"CPU": 2.0}]] * 3, itertools.repeat([{"CPU": 8.0}]))
     group, sleeps = Group(dead()), list[float]()
@@ -315,6 +359,9 @@ def test_real_errors_of_ray_are_read(tmp_path: Path) -> None:
     assert kind(WorkerHealthCheckFailedError("x", taken)) is PREEMPT
     assert kind(WorkerHealthCheckFailedError("x", OutOfMemoryError("low"))) is RESOURCE
     assert kind(OSError(28, "No space left on device")) is RESOURCE
+    assert kind(OSError(5, "Input/output error")) is INFRA
+    hiccup = UserExceptionWithTraceback(TimeoutError(110, "Connection timed out"), "...")
+    assert kind(hiccup) is INFRA
     assert kind(UserExceptionWithTraceback(ValueError("x"), "...")) is USER
     late = ControllerError(WorkerGroupStartupTimeoutError(2))
     assert classify(losses_of(late)) is INFRA

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from orchestrator import parallel_phases, pipeline
 from orchestrator import phase_step as phases
-from orchestrator import pipeline
 from orchestrator import train_step as trainings
 from orchestrator.config import load_config
+from orchestrator.errors import LockedError
 from orchestrator.ledger import Ledger
 from orchestrator.outcomes import failed_record
 from orchestrator.phase_step import phase_step
@@ -21,6 +23,7 @@ from orchestrator.pipeline import _incomplete
 from orchestrator.plan import Step, make_plan
 from orchestrator.policies import Candidate
 from orchestrator.records import State
+from orchestrator.relaunch import Restart
 from orchestrator.results import results_of
 from orchestrator.runs import newest_records, run_status
 from orchestrator.session import Session
@@ -228,6 +231,76 @@ def test_a_training_that_lost_its_workers_once_is_whole_when_all_policies_are(
         records = newest_records(session.journal.view)
         assert not _incomplete(records)
         assert results_of("one", records).failures == ()
+
+
+def _lose(session: Session) -> None:
+    """Somebody else takes the run over, as after 30 s without a heartbeat."""
+    session.store.lock_path.write_text("{}")
+
+
+def test_who_lost_the_run_removes_nothing_of_its_new_owner(sessions: Any, made: Phases) -> None:
+    session = sessions("one")
+    _learn(session)
+    first, _ = _train(session, 2, 4)
+    for step in ("indicators", first.step):
+        _flip(session.store.step_dir(step) / "weights.pt")
+    _lose(session)
+    before = sorted(session.store.root.rglob("*"))
+    for work in (
+        lambda: _learn(session), lambda: _train(session, 2, 4),
+        lambda: phases.begin(session, replace(STEP, key="another")),
+    ):  # fmt: skip
+        with pytest.raises(LockedError, match="taken over"):
+            work()
+    assert sorted(session.store.root.rglob("*")) == before
+    assert len(made.ran) == 3
+
+
+def test_who_lost_the_run_starts_no_group_again(
+    sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers were superseded by the new owner's, and must not supersede them in turn."""
+    session = sessions("one")
+    started: list[str] = []
+
+    def group(spec: PhaseSpec, *, tell: Any, **_: Any) -> Any:
+        started.append("once")
+        _lose(session)
+        tell(Restart(step="indicators", attempt=2, failure="infrastructure", reason="superseded",
+                     wait_s=0.0, num_workers=1))  # fmt: skip
+        started.append("again")
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(phases, "run_group", group)
+    cluster: Any = SimpleNamespace(
+        resources=lambda: SimpleNamespace(num_workers=1), lost=lambda: ""
+    )
+    spec = phase_spec(session.config, STEP.action, None, {})
+    with pytest.raises(LockedError, match="taken over"):
+        phases.run_phase(session, STEP, spec, cluster)
+    assert started == ["once"]
+
+
+def test_who_lost_the_run_goes_on_with_no_other_phase(
+    sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = sessions("one")
+    ran: list[str] = []
+
+    def run(session: Session, step: Step, *_: Any) -> PhaseResult:
+        ran.append(step.name)
+        _lose(session)
+        session.store.before_write()
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(parallel_phases, "run_phase", run)
+    monkeypatch.setattr(parallel_phases, "groups_at_once", lambda *_: 1)
+    cluster: Any = SimpleNamespace(nodes=[], resources=lambda: None)
+    spec = phase_spec(session.config, STEP.action, None, {})
+    work = [(replace(STEP, name=name), spec) for name in ("first", "second")]
+    with pytest.raises(LockedError, match="taken over"):
+        parallel_phases.phase_steps(session, work, cluster, phase="source", method="any")
+    assert ran == ["first"]
 
 
 def test_a_refused_step_ends_the_run_with_a_report_and_its_own_words(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import LockedError, StoreError
+from orchestrator.journal import read_journal
 from orchestrator.leftovers import sweep_temporaries
 from orchestrator.records import RunRecord, State, write_table
 from orchestrator.store import RECORD, RunStore, list_runs
@@ -153,6 +154,44 @@ def test_opening_locks_sweeps_and_journals(tmp_path: Path) -> None:
         assert "swept 1 unfinished" in journal.notices[0]
     assert not leftover.exists()
     assert list_runs(tmp_path) == ("run",)
+
+
+def test_a_driver_that_stood_still_and_lost_its_run_writes_nothing_more(tmp_path: Path) -> None:
+    slept, other = RunStore(tmp_path, "run"), RunStore(tmp_path, "run")
+    with slept.opened() as late:
+        late.event("mine")
+        slept.lock_path.unlink()  # as who waited for its heartbeat in vain does
+        with other.opened() as journal:
+            journal.event("theirs")
+            with pytest.raises(LockedError, match="taken over by another process") as caught:
+                late.event("late")
+            assert caught.value.exit_code == 4
+            with pytest.raises(LockedError):
+                late.append(_record(slept, {}))
+            with pytest.raises(LockedError):
+                slept.finish_step("indicators", _record(slept, {}))
+            journal.event("theirs again")
+            other.finish_step("costs", _record(other, {}))
+    assert [e.kind for e in read_journal(slept.journal_path).entries] == [
+        "mine", "theirs", "theirs again",
+    ]  # fmt: skip
+    assert not (slept.step_dir("indicators") / RECORD).exists()
+    slept.before_write()  # nobody holds it now
+
+
+def test_without_the_fence_the_journal_of_two_writers_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: both number their lines from the same one."""
+    monkeypatch.setattr("orchestrator.lock.RunLock.check", lambda self: None)
+    slept, other = RunStore(tmp_path, "run"), RunStore(tmp_path, "run")
+    with slept.opened() as late:
+        slept.lock_path.unlink()
+        with other.opened() as journal:
+            journal.event("theirs")
+            late.event("late")
+    with pytest.raises(StoreError, match="damaged at line 3"):
+        read_journal(slept.journal_path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(
