@@ -20,7 +20,10 @@ RUN pip install --no-cache-dir '.[postgres]' boto3
 
 USER mpq
 WORKDIR /home/mpq
+# Ray runs a task that ran out of memory again without end, unless its owner, which may be a
+# process on any node, was started with a number of retries.
 ENV RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \
+    RAY_task_oom_retries=1 \
     MLFLOW_DISABLE_TELEMETRY=true
 CMD ["mpq", "doctor"]

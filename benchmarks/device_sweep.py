@@ -51,8 +51,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ray_cluster(None):
         started = time.perf_counter()
         outcome = run_sweep(
-            chunks, answer_questions, tables, folder=Path(folder), key="benchmark",
-            concurrent=os.cpu_count() or 1,
+            chunks, answer_questions, tables, folder=Path(folder), run_dir=Path(folder),
+            key="benchmark", concurrent=os.cpu_count() or 1,
+            tell=lambda *again: print("lost trials:", *again),
         )  # fmt: skip
         ended = time.perf_counter()
     cores = os.cpu_count() or 1

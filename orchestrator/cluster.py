@@ -65,7 +65,8 @@ def set_environment() -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
     # A frozen worker of a group without peers is noticed by Ray alone, after 10 min by default.
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "300")
-    # Ray runs a task that ran out of memory again without end.
+    # Ray runs a task that ran out of memory again without end. What counts is the environment of
+    # the task's owner: the nodes of a joined cluster set it too (cluster.yaml, docs/cluster.md).
     os.environ.setdefault("RAY_task_oom_retries", "1")
     # First SIGINT asks the workers to checkpoint; Tune would abort the trials instead.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -95,16 +96,36 @@ def ray_cluster(address: str | None, *, insecure: bool = False) -> Iterator[Node
 
     with ExitStack() as stack:
         if address:
-            place = place_of(address)
-            if not insecure and place and can_connect(place):
-                refuse_open_cluster(place)
+            if not insecure:
+                _refuse_strangers(address)
             _connect(address)
         else:
             stack.enter_context(_cluster_here())
         stack.callback(ray.shutdown)
-        if address and not insecure and not place:  # of another form: asked where it led to
-            refuse_open_cluster(ray.get_runtime_context().gcs_address)
         yield living_nodes()
+
+
+def _refuse_strangers(address: str) -> None:
+    """Who is at the address, and does it turn strangers away? Asked before our token is shown.
+
+    A place that cannot be asked is not joined: Ray might get through where we did not.
+    """
+    place = place_of(address)
+    if place and can_connect(place):
+        refuse_open_cluster(place)
+        return
+    if place:
+        found = f"nothing answers at {place}"
+    elif address == "auto":
+        found = "there is none on this machine"
+    else:
+        found = "the address is neither host:port nor auto"
+    raise ResourceError(
+        f"cannot reach a Ray cluster: {found}",
+        f"address {address!r}",
+        "a run joins the control store of a cluster, whose token it is then asked for",
+        f"mpq doctor --address {address} says more; or leave --address out",
+    )
 
 
 def _connect(address: str) -> None:

@@ -161,14 +161,14 @@ def _validate(
     config, error = _try(body, context)
     if error is None:
         assert config is not None
-        return config, [_told(each, places) for each in contradictions(config, body)]
+        return config, [_told(each, places) for each in contradictions(config, body, names.models)]
     problems = explain(error, places)
     wrong = {tuple(e["loc"]) for e in error.errors(include_url=False, include_input=False)}
     partial, _ = _try(_without(body, wrong), {})
     if partial is not None:
         problems += [
             _told(each, places)
-            for each in contradictions(partial, body)
+            for each in contradictions(partial, body, names.models)
             if not any(each.rests_on(path) for path in wrong)
         ]
     return None, problems

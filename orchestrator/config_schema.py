@@ -49,7 +49,7 @@ class ModelConfig:
 
     Attributes:
         name: a network that ``mpq doctor --names`` lists, or ``module:factory``.
-        num_classes: width of the classifier.
+        num_classes: width of the classifier; with ``weights``, the number of the data's classes.
         options: keyword arguments of the network's factory.
         weights: null = train it first (section ``pretrain``), ``torchvision`` = its newest
             published ImageNet weights, ``torchvision:IMAGENET1K_V1`` = those of that name, else a

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from orchestrator.config_schema import ExperimentConfig
+from orchestrator.config_types import from_here, is_published
+from orchestrator.teachers import teachers_of
 from orchestrator.yaml_source import KeyPath
 from trainers.recipes import OptimizerConfig, QuantTrainingConfig
 
@@ -37,15 +41,19 @@ class Contradiction:
         )
 
 
-def contradictions(config: ExperimentConfig, body: Mapping[str, Any]) -> list[Contradiction]:
+def contradictions(
+    config: ExperimentConfig, body: Mapping[str, Any], models: Collection[str] | None = None
+) -> list[Contradiction]:
     """Every pair of settings that cannot both be meant.
 
     Args:
         config: the checked configuration.
         body: the tree it came from, to tell what was written from what was implied.
+        models: names of networks that exist; None = do not check those of teachers.
     """
     return [
         *_about_weights(config),
+        *_about_teachers(config, models),
         *_about_bits(config),
         *_about_bit_searches(config),
         *_about_cells(config),
@@ -76,6 +84,42 @@ def _about_weights(config: ExperimentConfig) -> list[Contradiction]:
         found = "null without model.weights"
         return [Contradiction(("pretrain",), found, allowed, beside=(("model", "weights"),))]
     return []
+
+
+def _about_teachers(
+    config: ExperimentConfig, models: Collection[str] | None
+) -> list[Contradiction]:
+    """A network of its own has weights of its own, and the other way round."""
+    found: list[Contradiction] = []
+    for path, teacher in teachers_of(config):
+        name, weights = (*path, "model"), (*path, "weights")
+        if teacher.model is None:
+            ignored = {"weights": teacher.weights, "options": dict(teacher.options)}
+            for key, value in ignored.items():
+                if value:
+                    what = f"{value!r} beside model null"
+                    allowed = "null: without a model the teacher is the network itself"
+                    if key == "options":
+                        allowed = "{}: without a model the teacher is the network itself"
+                    found.append(Contradiction((*path, key), what, allowed, beside=(name,)))
+            continue
+        if models is not None and teacher.model not in models and ":" not in teacher.model:
+            near = get_close_matches(teacher.model, models, n=1)
+            hint = f"did you mean {near[0]}?" if near else ""
+            allowed = "a name that mpq doctor --names lists, or module:factory"
+            found.append(Contradiction(name, repr(teacher.model), allowed, hint))
+        if teacher.weights is None:
+            allowed = "torchvision or a file: a teacher of random weights teaches noise"
+            what = f"null beside model {teacher.model!r}"
+            found.append(Contradiction(weights, what, allowed, beside=(name,)))
+        elif not (is_published(teacher.weights) or _is_file(teacher.weights)):
+            allowed = "torchvision, torchvision:NAME, or a file that is there"
+            found.append(Contradiction(weights, repr(teacher.weights), allowed))
+    return found
+
+
+def _is_file(weights: str) -> bool:
+    return Path(from_here(weights) or "").is_file()
 
 
 def _about_bits(config: ExperimentConfig) -> list[Contradiction]:

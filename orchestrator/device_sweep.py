@@ -12,22 +12,25 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from orchestrator import records as keys
 from orchestrator.cells import bit_choices
-from orchestrator.cluster import ray_cluster, total
+from orchestrator.cluster import OnDemandCluster
 from orchestrator.errors import StoreError
 from orchestrator.figures.files import save_figure
 from orchestrator.figures.sweep import objective_over_limit
 from orchestrator.outcomes import policy_metrics
+from orchestrator.phase_step import lost_for_good
 from orchestrator.records import RunRecord, State
+from orchestrator.relaunch import GroupLostError
 from orchestrator.runs import newest_records
 from orchestrator.session import Session
 from orchestrator.solve_tasks import SweepTables, answer_questions
-from orchestrator.sweep import SweepOutcome, question_chunks, run_sweep
+from orchestrator.sweep import SweepOutcome, question_chunks
 from orchestrator.sweep_step import ImportanceFile
+from orchestrator.watched_sweep import watched_sweep
 from solvers.batch import Question
 from solvers.certificate import SolveStatus
 from solvers.devices import Device
@@ -73,6 +76,9 @@ def sweep_devices(
 
     Raises:
         StoreError: the run has no indicators yet.
+        StepFailedError: a trial failed for good.
+        ResourceError: memory or disk ran out, or the cluster cannot be reached or is gone.
+        InterruptedRunError: a signal asked to stop; what was answered is kept.
     """
     source, tables = saved_tables(session)
     key = _key(source, questions, session)
@@ -92,19 +98,20 @@ def sweep_devices(
             reused=True,
         )
     began = time.perf_counter()
-    insecure = session.config.cluster.insecure
-    with ray_cluster(address, insecure=insecure) as nodes:
+    # Where the run itself was worked on says nothing of where its devices are solved.
+    where = replace(session.config.cluster, address=address)
+    chunks = question_chunks(questions, DEVICES_PER_TRIAL, key)
+    with OnDemandCluster(where, session.ledger) as cluster:
+        session.say(f"{step}: solved on {cluster.num_cpus} CPUs")  # the first look connects
         started = time.perf_counter()
-        outcome = run_sweep(
-            question_chunks(questions, DEVICES_PER_TRIAL, key),
-            answer_questions,
-            tables,
-            folder=folder,
-            key=key,
-            concurrent=max(1, int(total(nodes, "CPU"))),
-            retries=session.config.cluster.retries,
-        )
-    return _keep(session, step, key, folder, outcome, tables, started - began)
+        try:
+            outcome = watched_sweep(session, step, key, chunks, answer_questions, tables, cluster)
+        except GroupLostError as error:
+            # No record: the run itself lacks nothing.
+            raise lost_for_good(step, folder, error) from error
+    kept = _keep(session, step, key, folder, outcome, tables, started - began)
+    session.stop_if_asked()  # asked while the last chunk was solved
+    return kept
 
 
 def saved_tables(session: Session) -> tuple[RunRecord, SweepTables]:

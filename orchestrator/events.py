@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 RUN_STARTED = "run_started"
-"""``command`` (to type again), ``attempt``, ``config_hash``, ``host``, ``machine`` (cores, memory),
-``versions``, ``git_commit``."""
+"""``command`` (to type again), ``attempt``, ``machine`` (cores, memory), ``versions``,
+``git_commit`` of the code, with a ``+`` where it was changed; empty for an installed copy."""
 
 PLANNED = "planned"
 """``steps``: a list of ``name``, ``phase``, ``state`` (run, cached, blocked) and ``reason``;

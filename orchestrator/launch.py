@@ -17,6 +17,8 @@ from pathlib import Path
 from orchestrator.cluster import Resources
 from orchestrator.redact import secrets_of
 from orchestrator.retries import Loss
+from solvers.errors import SolversError
+from trainers.errors import TrainersError
 from trainers.phases import PhaseSpec
 from trainers.watchdog import raise_fence
 
@@ -118,6 +120,20 @@ def losses_of(error: BaseException) -> tuple[Loss, ...]:
     if failures:
         return tuple(_loss(rank, failure) for rank, failure in sorted(failures.items()))
     return (_loss(None, error),)
+
+
+def refusal_of(error: BaseException) -> Exception | None:
+    """What a phase refused, if that is among what ``fit`` raised; of the first rank that did.
+
+    A rank that refuses alone raises (``trainers.worker``), or the others would wait for it; what
+    it says is no less a refusal than one that all ranks returned.
+    """
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    for _, failure in sorted(failures.items()):
+        for link in reversed(tuple(_unwrapped(failure))):
+            if isinstance(link, TrainersError | SolversError):
+                return link
+    return None
 
 
 def _loss(rank: int | None, error: BaseException) -> Loss:

@@ -7,7 +7,6 @@ and resume.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,10 +32,13 @@ from orchestrator.phase_step import (
 from orchestrator.plan import Step
 from orchestrator.records import RunRecord
 from orchestrator.relaunch import GroupLostError, Restart, run_group
+from orchestrator.restart_lines import RestartLines, add_restart
+from orchestrator.retries import Decision
 from orchestrator.session import Session
-from orchestrator.trials import run_trials
+from orchestrator.trials import TrialsLostError, run_trials
 from orchestrator.watch import keep_restart, watched
 from trainers.errors import InterruptedPhaseError
+from trainers.messages import STOP_FILE
 from trainers.phases import PhaseResult, PhaseSpec
 from trainers.results import load_result
 
@@ -116,51 +118,82 @@ def _launch_all(
 
     def work(name: str) -> Mapping[str, Any]:
         step, spec = by_name[name]
-        restarts: list[Restart] = []
+        folder = folders[name]
         try:
             done = run_group(
                 spec,
                 step=name,
-                step_dir=folders[name],
+                step_dir=folder,
                 run_dir=run_dir,
                 key=step.key,
                 ask=ask,
                 cluster=settings,
-                tell=restarts.append,
+                tell=lambda restart: add_restart(folder, restart),
             )
         except GroupLostError as error:
-            done = Launch(wall_s=0.0, worked_s=0.0, error=error)
-        return _told(done, restarts)
+            done = _without_times(error)
+        return _told(done)
+
+    restarts: list[Restart] = []
+
+    def tell(names: Sequence[str], attempt: int, decision: Decision) -> None:
+        session.store.before_write()  # their groups would supersede those of a new owner
+        for name in names:
+            again = Restart.after(decision, step=name, attempt=attempt, num_workers=ask.num_workers)
+            restarts.append(again)
+
+    heard = [RestartLines(name, folder) for name, folder in folders.items()]
+
+    def hear() -> None:
+        for lines in heard:
+            for restart in lines.fresh():
+                keep_restart(session, restart)
 
     session.say(f"{', '.join(by_name)}: {concurrent} at a time, {ask.num_workers} workers each")
     began = time.perf_counter()
-    told = watched(
-        session,
-        [step for step, _ in missing],
-        lambda: run_trials(
+    try:
+        told = watched(
+            session,
             list(by_name),
-            work,
-            folder=run_dir / "ray",
-            label="phases",
-            concurrent=concurrent,
-            retries=settings.retries,
-        ),
-        lost=cluster.lost,
-    )
-    for trial in told.values():
-        for restart in json.loads(trial["restarts"]):
-            keep_restart(session, Restart(**restart))
+            lambda: run_trials(
+                list(by_name),
+                work,
+                folder=run_dir / "ray",
+                label="phases",
+                concurrent=concurrent,
+                tell=tell,
+                stopped=(run_dir / STOP_FILE).exists,
+                retries=settings.retries,
+            ),
+            hear,
+            restarts=restarts,
+            lost=cluster.lost,
+        )
+    except InterruptedPhaseError:
+        session.stop_if_asked()
+        raise
+    except TrialsLostError as error:
+        return {
+            name: _heard(error.found[name]) if name in error.found else _without_times(error)
+            for name in by_name
+        }
+    finally:
+        hear()
     wall_s = time.perf_counter() - began
     worked_s = sum(t["worked_s"] for t in told.values()) / concurrent
     session.ledger.add("worker start and stop", max(0.0, wall_s - worked_s))
     return {name: _heard(t) for name, t in told.items()}
 
 
-def _told(done: Launch, restarts: Sequence[Restart]) -> dict[str, Any]:
+def _without_times(error: GroupLostError) -> Launch:
+    """A launch of which nothing but its loss is known."""
+    return Launch(wall_s=0.0, worked_s=0.0, error=error)
+
+
+def _told(done: Launch) -> dict[str, Any]:
     """A launch as the plain values that a trial may report."""
     error = done.error
     return {
-        "restarts": json.dumps([restart.to_json() for restart in restarts]),
         "failure": str(error.failure) if isinstance(error, GroupLostError) else "",
         "wall_s": done.wall_s,
         "worked_s": done.worked_s,

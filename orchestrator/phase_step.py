@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator import events
 from orchestrator.cluster import OnDemandCluster
-from orchestrator.errors import ResourceError, UserError
+from orchestrator.errors import ExitCode, ResourceError, UserError
 from orchestrator.launch import Launch
 from orchestrator.outcomes import failed_record, phase_record
 from orchestrator.plan import Step
@@ -31,6 +31,8 @@ from trainers.results import load_result
 
 class StepFailedError(UserError):
     """A step ended without a result; what depends on it cannot run."""
+
+    exit_code = ExitCode.INCOMPLETE
 
 
 def finished_record(session: Session, step: Step) -> RunRecord | None:
@@ -110,7 +112,7 @@ def run_phase(
     try:
         outcome = watched(
             session,
-            [step],
+            [step.name],
             lambda: run_group(
                 spec,
                 step=step.name,
@@ -126,23 +128,28 @@ def run_phase(
             lost=cluster.lost,
         )
     except GroupLostError as error:
-        raise lost_step(session, step, spec, error, began) from error
+        raise lost_step(session, step, spec.phase, error, began) from error
     session.ledger.add("worker start and stop", outcome.wall_s - outcome.worked_s)
     return result_of(session, step, spec, outcome, began)
 
 
 def lost_step(
-    session: Session, step: Step, spec: PhaseSpec, error: GroupLostError, began: float
+    session: Session, step: Step, phase: str, error: GroupLostError, began: float
 ) -> UserError:
     """Record that a step lost its workers for good; what is to be raised."""
-    _keep_failure(session, step, spec, State.FAILED, str(error), began)
+    _keep_failure(session, step, phase, State.FAILED, str(error), began)
+    return lost_for_good(step.name, session.store.step_dir(step.name), error)
+
+
+def lost_for_good(what: str, folder: Path, error: GroupLostError) -> UserError:
+    """What is to be raised, by the class of the loss: exit code 6 where memory or disk ran out."""
     kind = ResourceError if error.failure == FailureClass.RESOURCE else StepFailedError
     return kind(
-        f"{step.name} lost its workers: {error}",
-        str(session.store.step_dir(step.name)),
+        f"{what} lost its workers: {error}",
+        str(folder),
         "",
-        "see `mpq logs` for what they wrote, then run the same command again; it goes on from the "
-        "newest checkpoint",
+        "see `mpq logs` for what they wrote, then run the same command again; it goes on from "
+        "what was saved",
     )
 
 
@@ -160,13 +167,13 @@ def result_of(
         session.ledger.add("set-up in the workers", max(0.0, outcome.worked_s - measured))
         return result
     if isinstance(refusal, GroupLostError):
-        raise lost_step(session, step, spec, refusal, began) from refusal
+        raise lost_step(session, step, spec.phase, refusal, began) from refusal
     if isinstance(refusal, InterruptedPhaseError):
         session.stop_if_asked()
         raise refusal
     diverged = isinstance(refusal, DivergedError)
     state = State.DIVERGED if diverged else State.FAILED
-    _keep_failure(session, step, spec, state, str(refusal), began)
+    _keep_failure(session, step, spec.phase, state, str(refusal), began)
     if diverged:
         folder = session.store.step_dir(step.name)
         raise StepFailedError(f"{step.name} diverged", str(folder), str(refusal))
@@ -234,13 +241,13 @@ def _outputs(session: Session, folder: Path, result: PhaseResult) -> dict[str, s
 
 
 def _keep_failure(
-    session: Session, step: Step, spec: PhaseSpec, state: State, message: str, began: float
+    session: Session, step: Step, phase: str, state: State, message: str, began: float
 ) -> None:
     session.keep(
         failed_record(
             session.config.name,
             step,
-            phase=spec.phase,
+            phase=phase,
             state=state,
             message=message,
             attempt=session.attempts(step) - 1,

@@ -29,7 +29,7 @@ from orchestrator.parallel_phases import phase_steps
 from orchestrator.phase_step import StepFailedError, begin, finished_record, output_path, phase_step
 from orchestrator.plan import Plan, make_plan
 from orchestrator.policies import Candidate, unmet_candidates
-from orchestrator.provenance import library_versions, machine_facts
+from orchestrator.provenance import code_commit, library_versions, machine_facts
 from orchestrator.records import EVIDENCE, RunRecord, State
 from orchestrator.redact import redacted_text
 from orchestrator.report.cells_text import print_results
@@ -205,6 +205,7 @@ def _announce(session: Session, plan: Plan) -> None:
             "attempt": session.starts + 1,
             "machine": machine_facts(),
             "versions": library_versions(),
+            "git_commit": code_commit(),
         },
     )
     session.journal.event(

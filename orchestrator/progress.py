@@ -10,8 +10,8 @@ from pathlib import Path
 LINES_PER_LOOK = 1
 
 
-class ProgressLines:
-    """The new lines of a step's progress file, the newest of each look.
+class NewLines:
+    """The lines that others add to a file from now on.
 
     Args:
         path: the file; it may not exist yet.
@@ -21,17 +21,31 @@ class ProgressLines:
         self._path = path
         self._read = path.stat().st_size if path.exists() else 0
 
-    def fresh(self) -> Iterator[str]:
-        """What is new since the last call, at most ``LINES_PER_LOOK`` lines."""
+    def take(self) -> list[bytes]:
+        """Whole lines since the last call."""
         if not self._path.exists():
-            return
+            return []
         with self._path.open("rb") as file:
             file.seek(self._read)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._read += len(whole) + len(newline)
-        for line in whole.split(b"\n")[-LINES_PER_LOOK:]:
-            if line:
-                yield _told(line)
+        return [line for line in whole.split(b"\n") if line]
+
+
+class ProgressLines:
+    """The new lines of a step's progress file, the newest of each look.
+
+    Args:
+        path: the file; it may not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lines = NewLines(path)
+
+    def fresh(self) -> Iterator[str]:
+        """What is new since the last call, at most ``LINES_PER_LOOK`` lines."""
+        for line in self._lines.take()[-LINES_PER_LOOK:]:
+            yield _told(line)
 
 
 def _told(line: bytes) -> str:

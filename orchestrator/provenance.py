@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 LIBRARIES = (
     "mpq-orchestrator", "torch", "torchvision", "ray", "mlflow", "pulp", "highspy", "pyarrow",
@@ -21,6 +23,25 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def code_commit() -> str:
+    """The commit of the checkout that this code runs from, with a ``+`` where files differ from it.
+
+    Empty for an installed copy, and where git is absent or refuses the folder.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""  # a repository further up is another project's
+    told = []
+    for asked in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
+        try:
+            done = subprocess.run(["git", "-C", str(root), *asked], capture_output=True, text=True,
+                                  timeout=10, check=True)  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        told.append(done.stdout.strip())
+    return f"{told[0]}{'+' if told[1] else ''}"
 
 
 def machine_facts() -> dict[str, str | int | float]:

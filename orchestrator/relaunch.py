@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.cluster import Nodes, Resources, living_nodes, num_places, worker_cpus
 from orchestrator.cluster_config import ClusterConfig
-from orchestrator.launch import Launch, launch, losses_of
+from orchestrator.launch import Launch, launch, losses_of, refusal_of
 from orchestrator.leftovers import sweep_temporaries
 from orchestrator.retries import Decision, FailureClass, decide, workers_that_fit
 from trainers.errors import InterruptedPhaseError
@@ -28,7 +28,7 @@ LOOK_FOR_NODES_EVERY_S = 2.0
 
 
 class GroupLostError(Exception):
-    """A phase lost its workers more often than its budget allows, or for want of room.
+    """Workers or trials were lost more often than their budget allows, or for want of room.
 
     Args:
         message: what happened last.
@@ -45,7 +45,7 @@ class GroupLostError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Restart:
-    """One start of a group after a failure, for the journal."""
+    """One start of a group or of trials after a failure, for the journal."""
 
     step: str
     attempt: int
@@ -53,6 +53,18 @@ class Restart:
     reason: str
     wait_s: float
     num_workers: int
+
+    @classmethod
+    def after(cls, decision: Decision, *, step: str, attempt: int, num_workers: int) -> Restart:
+        """The start that a decision led to."""
+        return cls(
+            step=step,
+            attempt=attempt,
+            failure=str(decision.failure),
+            reason=decision.reason,
+            wait_s=decision.wait_s,
+            num_workers=num_workers,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -88,6 +100,9 @@ def run_group(
         nodes: what the cluster has now.
         sleep: waits.
 
+    Returns:
+        The launch; its ``error`` is what the phase refused, on all ranks or on one alone.
+
     Raises:
         GroupLostError: the budget of a class is used up, or no room came back.
     """
@@ -116,6 +131,9 @@ def run_group(
                 draw=random.random(),
             )
             if not decision.again:
+                refusal = refusal_of(error) if decision.failure is FailureClass.USER else None
+                if refusal is not None:
+                    return Launch(wall_s=0.0, worked_s=0.0, error=refusal)
                 raise GroupLostError(decision.reason, decision.failure) from error
         else:
             return done
@@ -130,16 +148,7 @@ def run_group(
             ask = _room(replace(ask, num_workers=wanted), spec, cluster, decision, nodes, pause)
         except InterruptedPhaseError as stopped:
             return Launch(wall_s=0.0, worked_s=0.0, error=stopped)
-        tell(
-            Restart(
-                step=step,
-                attempt=attempt,
-                failure=str(decision.failure),
-                reason=decision.reason,
-                wait_s=decision.wait_s,
-                num_workers=ask.num_workers,
-            )
-        )
+        tell(Restart.after(decision, step=step, attempt=attempt, num_workers=ask.num_workers))
 
 
 def batch_sizes(config: Any) -> tuple[int, ...]:

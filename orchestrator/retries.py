@@ -203,7 +203,7 @@ def task_options(budget: RetriesConfig) -> dict[str, int | bool]:
 
     A lost process, node or connection counts against the infrastructure budget (a preempted node
     does not, by Ray's own rule), and what the task raised is never tried again. Memory that ran out
-    has a budget of Ray's, set in ``cluster.set_environment``.
+    has a budget of Ray's, set in ``cluster.set_environment`` and where a cluster's nodes start.
     """
     return {"max_retries": budget.infrastructure, "retry_exceptions": False}
 

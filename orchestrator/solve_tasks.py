@@ -21,6 +21,7 @@ from solvers.result import SolveRequest
 from solvers.result_files import Results, merge_results, row_of
 from solvers.solve import solve
 from solvers.tables import BitChoices, CostTable, ImportanceTable
+from trainers.errors import InterruptedPhaseError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +57,8 @@ class Solved:
 
 
 TASK_CPUS = 0.95
+# A task may take a minute; who asked to stop does not wait for it.
+LOOK_EVERY_S = 1.0
 
 # The body of a task: (tables, items) -> answers. As good without Ray.
 Body = Callable[[SweepTables, Sequence[Any]], Solved]
@@ -133,6 +136,7 @@ def solve_on_cluster(
     per_task: int,
     keep: Callable[[Sequence[Policy]], None],
     retries: RetriesConfig | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Results:
     """Solve items in tasks of ``per_task`` on the connected cluster.
 
@@ -144,9 +148,13 @@ def solve_on_cluster(
         keep: gets the policies of each task when it ends, while the others still solve: writing
             two thousand files at the end would leave every core waiting for the disk.
         retries: how often a task that lost its worker is started again; None = the defaults.
+        stopped: whether the user wants to stop; asked while tasks are waited for.
 
     Returns:
         One row per item, in order.
+
+    Raises:
+        InterruptedPhaseError: the user wanted to stop; tasks that had not ended are cancelled.
     """
     import ray
 
@@ -155,10 +163,21 @@ def solve_on_cluster(
     again = task_options(retries or RetriesConfig())
     task = ray.remote(num_cpus=TASK_CPUS, scheduling_strategy="SPREAD", **again)(body)
     batches = [items[i : i + per_task] for i in range(0, len(items), per_task)]
-    results = []
+    if stopped():
+        raise InterruptedPhaseError("asked to stop before the first task of solves")
+    refs = [task.remote(tables_ref, batch) for batch in batches]
+    results: list[Results] = []
     # In the order asked, not of completion: which task certifies a policy must not be chance.
-    for ref in [task.remote(tables_ref, batch) for batch in batches]:
-        solved: Solved = ray.get(ref)
-        keep(solved.policies)
-        results.append(solved.results)
+    while len(results) < len(refs):
+        if stopped():
+            for ref in refs[len(results) :]:
+                ray.cancel(ref)
+            raise InterruptedPhaseError(
+                f"asked to stop with {len(results)} of {len(refs)} tasks of solves done"
+            )
+        ref = refs[len(results)]
+        if ray.wait([ref], timeout=LOOK_EVERY_S)[0]:
+            solved: Solved = ray.get(ref)
+            keep(solved.policies)
+            results.append(solved.results)
     return merge_results(results)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.config_schema import ExperimentConfig
+from orchestrator.teachers import seen_from_here
 from solvers.tables import BitChoices
 from trainers.phases import PhaseSpec
 
@@ -30,7 +31,7 @@ def phase_spec(
         phase=phase,
         model=config.model.spec(),
         data=config.data.spec(),
-        config=recipe,
+        config=seen_from_here(recipe),
         seed=config.seed,
         inputs=dict(inputs),
         eval_batch_size=config.evaluate.batch_size,

@@ -20,7 +20,7 @@ from orchestrator.cells import Cell
 from orchestrator.records import alpha_text
 from orchestrator.retries import RetriesConfig
 from orchestrator.solve_tasks import Body, SweepTables, solve_on_cluster
-from orchestrator.trials import run_trials
+from orchestrator.trials import Tell, run_trials
 from solvers.batch import Question
 from solvers.policy import Policy
 from solvers.storage import (
@@ -31,6 +31,8 @@ from solvers.storage import (
     save_policy,
     save_results,
 )
+from trainers.errors import InterruptedPhaseError
+from trainers.messages import STOP_FILE, StopRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +98,10 @@ def run_sweep(
     tables: SweepTables,
     *,
     folder: Path,
+    run_dir: Path,
     key: str,
     concurrent: int,
+    tell: Tell,
     retries: RetriesConfig | None = None,
 ) -> SweepOutcome:
     """Answer every chunk under Ray Tune on the connected cluster.
@@ -107,17 +111,20 @@ def run_sweep(
         body: what a task does with a part of a chunk.
         tables: what the solver reads.
         folder: where answers and Tune's state go.
+        run_dir: where the driver may leave a request to stop.
         key: hash of everything that decides the answers.
         concurrent: trials at once.
+        tell: hears of trials that are started again; may be called in a thread.
         retries: how often lost tasks and trials are started again; None = the defaults.
 
     Raises:
-        RuntimeError: a trial failed; its answers are missing.
+        GroupLostError: a trial failed for good; its answers are missing.
+        InterruptedPhaseError: asked to stop; the answers of finished trials are kept.
     """
     began = time.perf_counter()
     missing = [c for c in chunks if not answers_path(folder, c).exists()]
     if missing:
-        _run_trials(missing, body, tables, folder, key, concurrent, retries)
+        _run_trials(missing, body, tables, folder, run_dir, key, concurrent, tell, retries)
     return SweepOutcome(
         results=merge_results([load_results(answers_path(folder, c)) for c in chunks]),
         num_trials=len(missing),
@@ -149,8 +156,10 @@ def _run_trials(
     body: Body,
     tables: SweepTables,
     folder: Path,
+    run_dir: Path,
     key: str,
     concurrent: int,
+    tell: Tell,
     retries: RetriesConfig | None,
 ) -> None:
     import ray
@@ -161,21 +170,33 @@ def _run_trials(
 
     def work(name: str) -> dict[str, int]:
         chunk = by_name[name]
-        results = solve_on_cluster(
-            body, tables_ref, chunk.items, per_task, lambda found: _keep(folder, found), retries
-        )
+        try:
+            results = solve_on_cluster(
+                body, tables_ref, chunk.items, per_task, lambda found: _keep(folder, found),
+                retries, StopRequest(run_dir),
+            )  # fmt: skip
+        except InterruptedPhaseError:
+            # Returned, not raised: it is no failure, and the trials that wait end likewise.
+            return {"stopped": 1}
         # Policies first, answers last: the answers' file says the chunk is done.
         save_results(answers_path(folder, chunk), results)
-        return {"solves": len(results.rows)}
+        return {"stopped": 0}
 
-    run_trials(
+    told = run_trials(
         list(by_name),
         work,
         folder=folder,
         label=f"sweep-{key[:12]}",
         concurrent=concurrent,
+        tell=tell,
+        stopped=(run_dir / STOP_FILE).exists,
         retries=retries,
     )
+    num_stopped = sum(trial["stopped"] for trial in told.values())
+    if num_stopped:
+        raise InterruptedPhaseError(
+            f"the sweep was asked to stop with {num_stopped} of {len(chunks)} trials to do"
+        )
 
 
 def _keep(folder: Path, policies: Sequence[Policy]) -> None:

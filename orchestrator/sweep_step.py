@@ -11,16 +11,18 @@ from typing import Any
 from orchestrator.cluster import OnDemandCluster
 from orchestrator.made_controls import made_controls
 from orchestrator.outcomes import candidate_record, sweep_record
-from orchestrator.phase_step import begin, finished_record
+from orchestrator.phase_step import begin, finished_record, lost_step
 from orchestrator.plan import Plan, Step
 from orchestrator.policies import (
     Candidate,
     failed_candidates,
     solved_candidates,
 )
+from orchestrator.relaunch import GroupLostError
 from orchestrator.session import Session
 from orchestrator.solve_tasks import SweepTables, solve_cells
-from orchestrator.sweep import SweepOutcome, cell_chunks, run_sweep
+from orchestrator.sweep import SweepOutcome, cell_chunks
+from orchestrator.watched_sweep import watched_sweep
 from solvers.controls import reversed_importance
 from solvers.layer_statistics import load_statistics
 from solvers.storage import ResultRow, load_importance, load_policy, load_results, save_policy
@@ -73,6 +75,11 @@ def sweep_step(
         cluster: where the solves run.
         failed: why a method of the cells has no importance. The sweep is then not finished: the
             next attempt asks again.
+
+    Raises:
+        StepFailedError: a trial failed for good; the record says so.
+        ResourceError: memory or disk ran out, or the cluster is gone.
+        InterruptedRunError: a signal asked to stop; what was answered is kept.
     """
     folder = session.store.step_dir(step.name)
     failed = failed or {}
@@ -80,7 +87,10 @@ def sweep_step(
     if done is None:
         began = time.perf_counter()
         begin(session, step)
-        outcome = _solve(session, plan, step, tables, cluster)
+        try:
+            outcome = _solve(session, plan, step, tables, cluster)
+        except GroupLostError as error:
+            raise lost_step(session, step, step.action, error, began) from error
         candidates = _candidates(session, plan, step, outcome.rows if outcome else {}, tables)
         for candidate in candidates:
             path = folder / "policies" / f"{_id(candidate)}.json"
@@ -117,6 +127,7 @@ def sweep_step(
         candidates = _candidates(session, plan, step, rows, tables)
     candidates += failed_candidates(plan.cells, failed)
     keep_rows(session, step, candidates)
+    session.stop_if_asked()  # asked while the last chunk was solved
     return candidates
 
 
@@ -157,17 +168,9 @@ def _solve(
         search=session.config.search,
         accounting=session.config.accounting,
     )
-    num_cpus = cluster.num_cpus
     session.say(f"{step.name}: {step.about}")
-    outcome = run_sweep(
-        cell_chunks(cells, session.config.search.limits_per_trial, step.key),
-        solve_cells,
-        sweep,
-        folder=session.store.step_dir(step.name),
-        key=step.key,
-        concurrent=num_cpus,
-        retries=session.config.cluster.retries,
-    )
+    chunks = cell_chunks(cells, session.config.search.limits_per_trial, step.key)
+    outcome = watched_sweep(session, step.name, step.key, chunks, solve_cells, sweep, cluster)
     session.ledger.add("solve", min(outcome.solve_wall_s, outcome.wall_s))
     session.ledger.add("Ray Tune", max(0.0, outcome.wall_s - outcome.solve_wall_s))
     return outcome

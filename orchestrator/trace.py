@@ -13,6 +13,7 @@ from orchestrator.config_schema import ExperimentConfig
 from orchestrator.config_types import from_here, is_published
 from orchestrator.evidence import check_layers
 from orchestrator.specs import pin_rules
+from orchestrator.teachers import teachers_of
 from solvers.tables import CostTable
 from trainers.recipes import QuantTrainingConfig
 
@@ -24,29 +25,26 @@ def traced_costs(config: ExperimentConfig) -> CostTable:
     """Build the network without its weights, trace one image through it, refuse what cannot work.
 
     Raises:
-        ModelError: unknown network, weights that nobody publishes, pins and groups that match
-            nothing, or a network that a phase of this run would refuse: no BatchNorm for MetaMix,
-            negative inputs where ``negative_inputs`` is ``refuse``, evidence on a layer that is
-            not there.
+        ModelError: unknown network, weights that nobody publishes (its own or a teacher's) or
+            that know other classes than the images have, pins and groups that match nothing, or a
+            network that a phase of this run would refuse: no BatchNorm for MetaMix, negative inputs
+            where ``negative_inputs`` is ``refuse``, evidence on a layer that is not there.
         DataError: the images cannot be looked at.
     """
     from trainers.costs import trace_costs
     from trainers.data import input_shape
-    from trainers.data.large_sets import known_classes
     from trainers.errors import ModelError
     from trainers.metamix.meta_state import check_network
-    from trainers.models import build_model
-    from trainers.models.weights import published_weights
+    from trainers.models import build_model, check_weights
+    from trainers.phases import ModelSpec
 
-    classes = known_classes(config.data.spec())
-    if classes is not None and classes > config.model.num_classes:
-        raise ModelError(
-            f"{config.data.path} has {classes} classes and model.num_classes is "
-            f"{config.model.num_classes}; set model.num_classes"
-        )
-    source = config.model.weights
-    if source is not None and is_published(source):
-        published_weights(config.model.name, source.partition(":")[2])
+    _refuse_other_classes(config)
+    check_weights(config.model.spec())
+    for _, teacher in teachers_of(config):
+        if teacher.model is not None:
+            check_weights(
+                ModelSpec(name=teacher.model, options=teacher.options, weights=teacher.weights)
+            )
     model = build_model(replace(config.model.spec(), weights=None))
     costs = trace_costs(
         model,
@@ -100,11 +98,41 @@ def weight_hashes(config: ExperimentConfig) -> dict[str, str]:
 
 def _weight_files(tree: Any) -> Iterator[str]:
     """Of the network, and of every teacher."""
-    for key, value in tree.items():
-        if key == "weights" and isinstance(value, str):
-            yield value
-        elif isinstance(value, Mapping) and key != "options":  # those of a user's own factory
-            yield from _weight_files(value)
+    if isinstance(tree, (list, tuple)):
+        for each in tree:
+            yield from _weight_files(each)
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            if key == "weights" and isinstance(value, str):
+                yield value
+            elif key != "options":  # those of a user's own factory
+                yield from _weight_files(value)
+
+
+def _refuse_other_classes(config: ExperimentConfig) -> None:
+    """Label 7 of the images must be output 7 of the network.
+
+    More outputs than classes are harmless where they are learned here. Given weights know classes
+    of their own, and with another number of them the numbers do not mean the same.
+    """
+    from trainers.data import known_classes
+    from trainers.errors import ModelError
+
+    classes, outputs = known_classes(config.data.spec()), config.model.num_classes
+    if classes is None or classes == outputs:
+        return
+    images = config.data.path or config.data.name
+    if classes > outputs:
+        raise ModelError(
+            f"{images} has {classes} classes and model.num_classes is {outputs}; set "
+            "model.num_classes"
+        )
+    if config.model.weights is not None and not config.rehearsal:
+        raise ModelError(
+            f"{images} has {classes} classes and model.weights are of a network of {outputs}: "
+            "their labels do not mean the same. Give the images of all classes, or weights of a "
+            "network of as many classes and set model.num_classes"
+        )
 
 
 def _refuse_signed_inputs(config: ExperimentConfig, model: nn.Module) -> None:
@@ -126,13 +154,19 @@ def _refuse_signed_inputs(config: ExperimentConfig, model: nn.Module) -> None:
         return
     import torch
 
+    from orchestrator.forecast.images_at_hand import without_download
     from trainers.data import load_data
-    from trainers.errors import ModelError
+    from trainers.errors import DataError, ModelError
     from trainers.quant.options import QuantOptions
     from trainers.quant.ranges import trace_ranges
     from trainers.setup import SAMPLE_IMAGES
 
-    images = load_data(config.data.spec(), config.seed).train
+    try:
+        images = load_data(without_download(config.data.spec()), config.seed).train
+    except DataError:
+        if config.data.options.get("download"):
+            return  # A plan before the first run, which downloads them and looks then.
+        raise
     sample, _ = images.batch(torch.arange(min(SAMPLE_IMAGES, len(images))), None)
     try:
         trace_ranges(model, sample, QuantOptions(negative_inputs="refuse"))

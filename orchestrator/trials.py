@@ -10,7 +10,6 @@ trials whose process or node was lost are run anew here, by the budgets of ``ret
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections import Counter
@@ -19,18 +18,35 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.launch import losses_of
-from orchestrator.retries import FailureClass, RetriesConfig, decide
-
-log = logging.getLogger(__name__)
+from orchestrator.relaunch import GroupLostError
+from orchestrator.retries import Decision, FailureClass, RetriesConfig, classify, decide
+from trainers.errors import InterruptedPhaseError
 
 Work = Callable[[str], Mapping[str, Any]]
 # What the trials that ended well returned, by name, and what the others failed with: of a trial
 # that was lost before its first report, Tune does not say which it was.
 Ended = tuple[dict[str, dict[str, Any]], list[Exception]]
 Fit = Callable[[Sequence[str], Work], Ended]
+# Hears which trials run again, at which attempt (from 2), and why.
+Tell = Callable[[Sequence[str], int, Decision], None]
 
 # A trial waits for its tasks or workers; it must not hold a core that they need.
 TRIAL_CPUS = 0.01
+
+
+class TrialsLostError(GroupLostError):
+    """Trials failed for good.
+
+    Args:
+        message: what happened last.
+        failure: its class.
+        found: what the trials that ended well returned, by name.
+    """
+
+    def __init__(self, message: str, failure: str, found: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__(message, failure)
+        self.args = (message, str(failure), found)
+        self.found = found
 
 
 def run_trials(
@@ -40,6 +56,8 @@ def run_trials(
     folder: Path,
     label: str,
     concurrent: int,
+    tell: Tell,
+    stopped: Callable[[], bool] = lambda: False,
     resources: Mapping[str, float] | None = None,
     retries: RetriesConfig | None = None,
     fit: Fit | None = None,
@@ -53,6 +71,9 @@ def run_trials(
         folder: where Tune keeps its state.
         label: beginning of the experiment's name.
         concurrent: trials at once.
+        tell: hears of every restart; may be called in a thread.
+        stopped: whether the user wants to stop; asked before and between rounds. Within one, the
+            work itself looks.
         resources: what a trial asks for besides a hundredth of a CPU, e.g. a certain node.
         retries: how often trials whose process was lost are run again, by class of the loss; None =
             the defaults. What the work raised is not tried again.
@@ -63,14 +84,24 @@ def run_trials(
         Name -> what its work returned.
 
     Raises:
-        RuntimeError: a trial failed for good.
+        TrialsLostError: a trial failed for good; it has what the others returned.
+        InterruptedPhaseError: the user wanted to stop before every trial had run.
     """
     run_once = fit or _tune(folder, label, concurrent, resources)
     budget, spent = retries or RetriesConfig(), Counter[FailureClass]()
     found: dict[str, dict[str, Any]] = {}
     left = list(names)
+    attempt = 1
     while True:
-        returned, errors = run_once(left, work)
+        if stopped():
+            raise InterruptedPhaseError("stopped before every trial had run")
+        try:
+            returned, errors = run_once(left, work)
+        except Exception as raised:
+            # Tune itself may go with a node; whatever else it raises is a defect of ours.
+            if classify(losses_of(raised)) is FailureClass.USER:
+                raise
+            returned, errors = {}, [raised]
         found |= returned
         if not errors:
             return {name: found[name] for name in names}
@@ -81,12 +112,19 @@ def run_trials(
         ]
         for error, decision in zip(errors, decisions, strict=True):
             if not decision.again:
-                raise RuntimeError(
-                    f"{len(errors)} of {len(names)} trials failed: {error}"
+                raise TrialsLostError(
+                    f"{len(errors)} of {len(names)} trials failed: {decision.reason}",
+                    decision.failure,
+                    found,
                 ) from error
         spent.update({decision.failure for decision in decisions})
-        log.warning("%d trials again: %s", len(left), decisions[0].reason)
-        sleep(max(decision.wait_s for decision in decisions))
+        attempt += 1
+        slowest = max(decisions, key=lambda decision: decision.wait_s)
+        tell(left, attempt, slowest)
+        waited_s = 0.0
+        while waited_s < slowest.wait_s and not stopped():
+            sleep(min(1.0, slowest.wait_s - waited_s))
+            waited_s += 1.0
 
 
 def _tune(folder: Path, label: str, concurrent: int, resources: Mapping[str, float] | None) -> Fit:

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from orchestrator import events
 from orchestrator.errors import ResourceError
-from orchestrator.plan import Step
 from orchestrator.progress import ProgressLines
 from orchestrator.relaunch import Restart
 from orchestrator.session import Session
@@ -24,7 +23,7 @@ T = TypeVar("T")
 
 def watched(
     session: Session,
-    steps: Sequence[Step],
+    steps: Sequence[str],
     work: Callable[[], T],
     tick: Callable[[], None] | None = None,
     *,
@@ -35,7 +34,7 @@ def watched(
 
     Args:
         session: this attempt.
-        steps: those whose workers are at work.
+        steps: names of those whose workers are at work.
         work: blocks until they are done.
         tick: called about once a second.
         restarts: grows in the thread; each goes into the journal, which only this thread writes.
@@ -55,8 +54,7 @@ def watched(
             errors.append(error)
 
     progress = [
-        (step.name, ProgressLines(session.store.step_dir(step.name) / PROGRESS_FILE))
-        for step in steps
+        (step, ProgressLines(session.store.step_dir(step) / PROGRESS_FILE)) for step in steps
     ]
     thread = threading.Thread(target=run, name="workers", daemon=True)
     thread.start()
@@ -74,10 +72,10 @@ def watched(
         if gone and thread.is_alive():
             raise ResourceError(
                 "the Ray cluster is gone",
-                ", ".join(step.name for step in steps),
+                ", ".join(steps),
                 gone,
                 "start a cluster, then run the same command again: finished steps are kept and "
-                "this one goes on from its newest checkpoint",
+                "this one goes on from what it saved",
             )
     for restart in restarts[told:]:
         keep_restart(session, restart)

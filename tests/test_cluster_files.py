@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.cluster import set_environment
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS: dict[str, dict[str, Any]] = {
     document["kind"]: document
@@ -52,6 +54,39 @@ def test_every_pod_has_token_shared_folder_and_room_for_objects() -> None:
         assert set(mounts) <= volumes
         limits = container["resources"]["limits"]
         assert container["resources"]["requests"] == limits, "Ray counts what it is promised"
+
+
+def owners() -> dict[str, list[str]]:
+    """File -> the environment that each of its ``ray start``, pods or images gives to Ray."""
+    launcher = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    lines = [*launcher["head_start_ray_commands"], *launcher["worker_start_ray_commands"]]
+    walk = (ROOT / "docs/cluster.md").read_text().split("\n## ")[1]
+    pods = [group["template"]["spec"]["containers"][0]["env"] for group in GROUPS]
+    return {
+        "cluster.yaml": [line for line in lines if "ray start" in line],
+        "docs/cluster.md": re.findall(r"^    export (.+)\n    ray start", walk, flags=re.MULTILINE),
+        "kuberay.yaml": [
+            " ".join(f"{entry['name']}={entry.get('value')}" for entry in env) for env in pods
+        ],
+        "Dockerfile": [rest for word, rest in instructions() if word == "ENV"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "number"),
+    [("cluster.yaml", 2), ("docs/cluster.md", 2), ("kuberay.yaml", 2), ("Dockerfile", 1)],
+)
+def test_every_node_bounds_what_ran_out_of_memory(
+    file: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the driver does for a cluster of its own: a task's owner may be on any node."""
+    own: dict[str, str] = {}
+    monkeypatch.setattr("os.environ", own)
+    set_environment()
+    found = owners()[file]
+    assert len(found) == number
+    asked = f"RAY_task_oom_retries={own['RAY_task_oom_retries']}"
+    assert all(asked in text.split() for text in found)
 
 
 def test_nobody_outside_reaches_the_ports() -> None:

@@ -5,6 +5,8 @@ average <- decay * average + (1 - decay) * weights after every update, over all 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +41,18 @@ class MovingAverage:
         """Put the averages into the network, for good."""
         for name, p in self.model.named_parameters():
             p.copy_(self.averages[name])
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averages in the network for a while; then the weights again, bit for bit."""
+        kept = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.apply()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in self.model.named_parameters():
+                    p.copy_(kept[name])
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -16,6 +16,10 @@ class DataError(TrainersError):
     """Unknown data set, unreadable file, broken image, empty split."""
 
 
+class FolderNotSharedError(TrainersError):
+    """This node does not see the run's folder."""
+
+
 class CheckpointError(TrainersError):
     """No complete checkpoint where one must be."""
 

@@ -125,7 +125,8 @@ class Training:
                 update += 1
                 if stop or update == self.total_updates:
                     break
-                if update % CHECKPOINT_UPDATES == 0:
+                # At an epoch's end only below: a resume from here would leave that end out.
+                if update % CHECKPOINT_UPDATES == 0 and update % per_epoch:
                     self._save(checkpoints, update)
                 self._say_progress(epoch, update)
             # What an epoch's end does is done before a stop, or a resume would leave it out; and
@@ -134,7 +135,8 @@ class Training:
             if ended:
                 self._end_epoch(epoch, update)
             last = update == self.total_updates
-            if stop or last or (epoch + 1) % self.checkpoint_every == 0:
+            due = (epoch + 1) % self.checkpoint_every == 0 or update % CHECKPOINT_UPDATES == 0
+            if stop or last or due:
                 self._save(checkpoints, update)
             if ended:
                 self.context.report(

@@ -10,6 +10,7 @@ from trainers.data import Batch
 from trainers.evaluate import evaluate
 from trainers.loop import Move, Training
 from trainers.meters import Meter, device_name
+from trainers.models import weights_file, weights_hash
 from trainers.optim import learning_rate, make_sgd, num_updates
 from trainers.phases import PhaseContext, PhaseResult, PhaseSpec
 from trainers.precision import backward, run_as
@@ -76,9 +77,16 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
             "data_fingerprint": data.fingerprint,
             "num_train_images": len(data.train),
             "num_test_images": len(data.test),
+            **_given(spec),
         },
     )
     if context.rank == 0:
         save_tensors(context.step_dir / "weights.pt", model.state_dict())
         finish_phase(context.step_dir, result)
     return result
+
+
+def _given(spec: PhaseSpec) -> dict[str, str]:
+    """Which file the weights came from, for whoever doubts them later; empty for fresh ones."""
+    path = weights_file(spec.model)
+    return {} if path is None else {"weights_sha256": weights_hash(path)}

@@ -112,8 +112,9 @@ class DistillationConfig:
         weight: of the soft cross entropy beside the hard one. PROFIT and NIPQ: 1.
         temperature: divides both logits. PROFIT and NIPQ: 1.
         model: name of the teacher network; null = the network itself in full precision.
-        weights: its weights, ``torchvision`` or a file; null with ``model`` null only.
-        options: keyword arguments of its factory.
+        weights: its weights, ``torchvision``, ``torchvision:NAME`` or a file; null with ``model``
+            null, and only then.
+        options: keyword arguments of its factory; none with ``model`` null.
         hard_weight: of the cross entropy with the labels. PROFIT and NIPQ: 1; BASQ: 0.
     """
 

@@ -120,28 +120,33 @@ def _measure_chunk(
     chunk: Sequence[Cell], bench: Bench, rows: dict[Cell, Values], late: bool, context: PhaseContext
 ) -> tuple[float, float]:
     """One cell a rank, entered on all; number of ranks that want to stop, and whether to save."""
-    width = len(COLUMNS) - 3
+    width = len(COLUMNS) - 2  # whether it was measured to its end, and the values
     words = [0.0] * (width * context.world_size + 2)
+    stopped = False
     if context.rank < len(chunk):
+        # All ranks are told first what one met: one that leaves alone would block the others.
         try:
-            mine = bench.cell(chunk[context.rank])
+            mine = (1.0, *bench.cell(chunk[context.rank]))
         except DivergedError:
-            # Told to all ranks first: one that leaves alone would block the others.
-            mine = (math.nan,) * width
+            mine = (1.0,) + (math.nan,) * (width - 1)
+        except InterruptedPhaseError:
+            stopped, mine = True, (0.0,) * width
         words[width * context.rank : width * (context.rank + 1)] = mine
-    forward, backward = bench.passes()
-    bench.meter.forward_passes += forward * len(chunk)
-    bench.meter.backward_passes += backward * len(chunk)
-    words[-2:] = [float(context.should_stop()), float(late)]
+    words[-2:] = [float(stopped or context.should_stop()), float(late)]
     found = sum_over_ranks(words, context.device)
+    forward, backward = bench.passes()
     for i, cell in enumerate(chunk):
-        values = tuple(found[width * i : width * (i + 1)])
+        measured, *values = found[width * i : width * (i + 1)]
+        if not measured:
+            continue
+        bench.meter.forward_passes += forward
+        bench.meter.backward_passes += backward
         if not all(map(math.isfinite, values)):
             raise DivergedError(
                 f"sensitivity: layer {cell.layer!r}, {cell.tensor} at {cell.bits} bits: the loss "
                 "is not finite; lower lr"
             )
-        rows[cell] = values
+        rows[cell] = tuple(values)
     return found[-2], found[-1]
 
 

@@ -7,10 +7,9 @@ before. Nothing here talks to another rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,9 +17,9 @@ from torch.nn import functional as F
 
 from solvers.tables import BitChoices
 from trainers.data import BatchPlan, ImageData
-from trainers.errors import DataError, DivergedError
+from trainers.errors import DataError, DivergedError, InterruptedPhaseError
 from trainers.meters import Meter
-from trainers.oneshot.measure import Measured, decoded, measure, refresh_norms
+from trainers.oneshot.measure import Measured, decoded, measure, num_images, refresh_norms
 from trainers.optim import learning_rate, make_sgd, num_updates, set_learning_rate
 from trainers.phases import PhaseContext, PhaseSpec
 from trainers.quant.bank import StepBank
@@ -96,7 +95,17 @@ class Bench:
 
         Raises:
             DivergedError: a loss is not finite.
+            InterruptedPhaseError: the driver asked to stop inside the cell, which is then to be
+                measured again; its images are not counted.
         """
+        images = self.meter.images
+        try:
+            return self._values(cell)
+        except InterruptedPhaseError:
+            self.meter.images = images
+            raise
+
+    def _values(self, cell: Cell) -> Values:
         self._restart()
         layer = self.network.layers[cell.layer]
         bank = layer.weight_quantizer if cell.tensor == "weight" else layer.act_quantizer
@@ -121,12 +130,8 @@ class Bench:
     def _measured(self) -> Measured:
         if self.norm_batches:
             refresh_norms(self.network.model, self.norm_batches, self.context.alive)
-        self.meter.images += self._images((*self.norm_batches, *self.batches))
+        self.meter.images += num_images(self.norm_batches) + num_images(self.batches)
         return measure(self.network.model, self.batches, self.context.alive)
-
-    @staticmethod
-    def _images(batches: Sequence[Any]) -> int:
-        return sum(len(labels) for _, labels in batches)
 
     def _train(self, cell: Cell, bank: StepBank) -> None:
         """Move the step, and the layer's weights if asked to, over the plan's first batches."""
@@ -145,7 +150,8 @@ class Bench:
                 while update < self.updates:
                     epoch, first = divmod(update, self.plan.num_batches)
                     for images, labels in self.plan.epoch(epoch, first):
-                        self.context.alive()
+                        if self.context.should_stop():
+                            raise InterruptedPhaseError(f"stopped at update {update} of {cell}")
                         optimizer.zero_grad(set_to_none=True)
                         for x, y in zip(*(t.chunk(parts) for t in (images, labels)), strict=True):
                             loss = F.cross_entropy(

@@ -27,7 +27,9 @@ class SensitivityConfig(QuantTrainingConfig):
         steps: updates of it; 0 = none, null = ``epochs``. Ours.
         batch_size: images an update. Ours.
         lr: learning rate. Ours.
-        images: images that loss and accuracy are measured on, a seeded sample. Ours.
+        precision: ``fp32`` alone: its passes are those of an evaluation. Ours.
+        images: images that loss and accuracy are measured on, a seeded sample, the same for all
+            tensors. One of more than 2 GiB in float32 is decoded anew for every measurement. Ours.
         images_from: ``test`` by default: this is a measurement, and nothing is chosen by it;
             ``train`` where its result goes on to choose something.
         bn_images: training images that BatchNorm statistics are re-estimated on before each
@@ -47,6 +49,7 @@ class SensitivityConfig(QuantTrainingConfig):
     lr: Rate = 0.01
     weight_decay: Annotated[float, Ge(0.0), Le(1.0)] = 0.0
     clip_grad_value: Annotated[float, Gt(0.0)] | None = None
+    precision: Literal["fp32"] = "fp32"
     images: Count = 2000
     images_from: Literal["train", "test"] = "test"
     bn_images: CountFromZero = 512

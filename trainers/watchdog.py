@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from solvers.atomic import write_atomically
+from trainers.errors import FolderNotSharedError
 
 FENCE_FILE = "group"
 HANG_EXIT_CODE = 75
@@ -36,6 +38,28 @@ class SupersededError(RuntimeError):
 def raise_fence(step_dir: Path, token: str) -> None:
     """Make ``token`` the group whose workers may write; the driver's part."""
     write_atomically(step_dir / FENCE_FILE, token)
+
+
+def check_shared(step_dir: Path, token: str, *, patience_s: float = 10.0) -> None:
+    """Before this node makes a folder of its own: does it see the run's?
+
+    Args:
+        step_dir: folder of the step.
+        token: of this group; empty when nobody started a group.
+        patience_s: how long a new folder may take to show on a network file system.
+
+    Raises:
+        FolderNotSharedError: the group's fence, which the driver wrote, is not here.
+    """
+    until = time.monotonic() + patience_s
+    while token and not (step_dir / FENCE_FILE).is_file():
+        if time.monotonic() < until:
+            time.sleep(0.5)
+            continue
+        raise FolderNotSharedError(
+            f"{socket.gethostname()} does not see {step_dir}, which the driver made: runs_dir must "
+            "be one folder on every node (docs/cluster.md; mpq doctor --address asks each node)"
+        )
 
 
 class Fence:

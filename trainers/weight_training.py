@@ -12,6 +12,7 @@ so an entry of the batch may name a start of its own.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,10 @@ def train_policy(
         images, labels = batch
         if freezing is not None and freezing.before_update(images, update):
             meter.forward(len(labels))
-        loss = task(model(images), labels, task.targets(images))
+        soft = task.targets(images)
+        if soft is not None:
+            meter.forward(len(labels))
+        loss = task(model(images), labels, soft)
         if update == 0 and average is not None:
             average.restart()  # this pass gave the activations' step sizes their start
         meter.forward(len(labels))
@@ -168,6 +172,7 @@ def train_policy(
     extra = {"average": average, "freezing": freezing, "validation": validation}
     facts: dict[str, Any] = {
         "policy_id": policy.policy_id,
+        "data_fingerprint": data.fingerprint,
         "num_updates": total,
         "inherited_steps": "act_steps" in spec.inputs,
         "quantizer": recipe.quantizer,
@@ -176,7 +181,9 @@ def train_policy(
     def after_epoch(epoch: int) -> dict[str, float]:
         if not recipe.evaluate_every or (epoch + 1) % recipe.evaluate_every:
             return {}
-        with meter.paused():
+        # What is measured at the end is measured here: the averages where there are any.
+        measured = nullcontext() if average is None else average.in_place()
+        with meter.paused(), measured:
             return {"top1": validation.between_epochs(epoch)}
 
     try:
@@ -218,7 +225,7 @@ def train_policy(
         cost=cost,
         eval_cost=validation.cost,
         device=device_name(context.device),
-        facts={**facts, "data_fingerprint": data.fingerprint, "input_ranges": dict(network.kinds)},
+        facts={**facts, "input_ranges": dict(network.kinds)},
     )
     if context.rank == 0:
         save_tensors(context.step_dir / "weights.pt", model.state_dict())

@@ -26,7 +26,7 @@ from trainers.memory import keep_freed_memory
 from trainers.messages import StopRequest, append_progress
 from trainers.phases import PhaseContext, PhaseSpec, Report
 from trainers.registry import find_phase
-from trainers.watchdog import Fence, Watchdog
+from trainers.watchdog import Fence, Watchdog, check_shared
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     train_context = ray.train.get_context()
     spec: PhaseSpec = settings["spec"]
     step_dir, rank = Path(settings["step_dir"]), train_context.get_world_rank()
+    check_shared(step_dir, settings["token"])
     _log_to(step_dir / "logs" / f"rank{rank}.log", settings["secrets"])
     fence = Fence(step_dir, settings["token"])
     watchdog = Watchdog(settings["hang_s"], step_dir / f"hang-rank{rank}.txt")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from orchestrator.compare.proxies import tau_text
 from orchestrator.compare.statistics import Summary, kendall
 
 
@@ -28,9 +29,9 @@ def interval(found: Summary | None) -> str:
 
 
 def tau(first: Sequence[float], second: Sequence[float]) -> str:
-    """Kendall's tau with its interval; those off zero stand out."""
+    """Kendall's tau with its interval or p-value; those whose test finds p below 0.05 stand out."""
     found = kendall(first, second)
-    if found.tau is None or found.low is None or found.high is None:
+    if found.tau is None:
         return "-"
-    text = f"{found.tau:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-    return f"**{text}**" if found.low * found.high > 0 else text
+    text = tau_text(found)
+    return f"**{text}**" if found.p_value is not None and found.p_value < 0.05 else text

@@ -29,6 +29,7 @@ from solvers.tables import ImportanceTable  # noqa: E402
 from solvers.transforms import TRANSFORMS, transform  # noqa: E402
 from trainers import sensitivity  # noqa: E402
 from trainers.metamix.tables import DRIFT_COLUMNS, DRIFT_SCHEMA  # noqa: E402
+from trainers.results import load_result  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = "evidence/1"
@@ -54,14 +55,12 @@ def main(folders: list[str]) -> None:
 
 def _facts(run: RunInputs) -> dict[str, Any]:
     started = [entry for entry in run.view.entries if entry.kind == events.RUN_STARTED]
-    commit = subprocess.run(["git", "-C", str(run.store.root), "rev-parse", "--short", "HEAD"],
-                            capture_output=True, text=True, check=True)  # fmt: skip
     hours = sum(r.wall_s for r in run.records) / 3600
     return {
         "schema": SCHEMA,
         "run": run.store.name,
         "seed": run.config.get("seed"),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(run, started),
         "began_utc": started[0].time_utc,
         "machine": started[-1].data.get("machine"),
         "versions": started[-1].data.get("versions"),
@@ -69,6 +68,16 @@ def _facts(run: RunInputs) -> dict[str, Any]:
         "steps_hours": hours,
         "full_precision_top1": run.results.full_precision_top1,
     }
+
+
+def _commit(run: RunInputs, started: list[Any]) -> str:
+    """Of the code that worked last; of older runs, that of the checkout they lie in."""
+    told = started[-1].data.get("git_commit", "")
+    if told:
+        return str(told[:7])
+    head = subprocess.run(["git", "-C", str(run.store.root), "rev-parse", "--short", "HEAD"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    return head.stdout.strip()
 
 
 def _results(run: RunInputs) -> dict[str, Any]:
@@ -84,10 +93,13 @@ def _results(run: RunInputs) -> dict[str, Any]:
         }
         for label, table in tables.items()
     }
+    # Looks between epochs stay with the training; the record has its end alone.
+    trained = [r for r in run.records if r.phase == "train" and "result" in r.outputs]
+    found = {r.policy_id: load_result(run.store.root / r.outputs["result"]) for r in trained}
     curves = {
-        r.policy_id: {name: value for name, value in r.metrics.items() if "epoch" in name}
-        for r in run.records
-        if r.phase == "train" and r.policy_id
+        name: {look: value for look, value in result.metrics.items() if "_epoch_" in look}
+        for name, result in found.items()
+        if result is not None
     }
     return {
         "rows": [

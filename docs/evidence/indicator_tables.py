@@ -46,8 +46,10 @@ def separate_table(run: Run, learned: Run) -> str:
     rows = []
     starts = {"evidence-sensitivity-2": "statistics", "evidence-sensitivity-3": "0.1 / bits"}
     for step, start in starts.items():
+        whole = dict(_measured(run, "evidence-sensitivity", learned))
         for label, cells in _measured(run, step, learned):
             after = [c.step_after for c in cells]
+            rises = {c.layer: c.rise for c in whole[label]}
             rows.append(
                 (
                     label,
@@ -55,7 +57,7 @@ def separate_table(run: Run, learned: Run) -> str:
                     f"{min(c.step for c in cells):.3f} to {max(c.step for c in cells):.3f}",
                     f"{min(after):.3f} to {max(after):.3f}",
                     tau(after, [c.learned for c in cells]),
-                    tau(after, [c.rise for c in cells]),
+                    tau(after, [rises[c.layer] for c in cells]),
                 )
             )
     return markdown(
@@ -78,7 +80,14 @@ def learning_table(variants: Sequence[Run], epoch: Run) -> str:
             {(r[0], r[1], r[2]): r[3] for r in run["importance"][f"limpq, {when}"]}
             for when in ("initial", "learned")
         )
-        cells = [f"{statistics.median(abs(last[k] / first[k] - 1) for k in first):.1%}"]
+        cells = []
+        for tensor in TENSORS:
+            moved: dict[int, list[float]] = {}
+            for key in first:
+                if key[1] == tensor:
+                    moved.setdefault(key[2], []).append(abs(last[key] / first[key] - 1))
+            few, many = min(moved), max(moved)
+            cells += [f"{statistics.median(moved[bits]):.1%}" for bits in (few, many)]
         for tensor in TENSORS:
             own = [key for key in sorted(first) if key[1:] == (tensor, 2)]
             cells.append(tau([first[key] for key in own], [last[key] for key in own]))
@@ -89,13 +98,16 @@ def learning_table(variants: Sequence[Run], epoch: Run) -> str:
             cells.append(str(sum(bits[layer] != base[layer] for layer in base)))
         rows.append((_learning(run["config"]["indicators"]), *cells))
     return markdown(
-        ("joint training", "median change of a step", *(f"tau, {t}" for t in TENSORS.values()),
+        ("joint training",
+         *(f"median change, {t} at {bits} bit" for t in TENSORS.values() for bits in (2, 6)),
+         *(f"tau, {t}" for t in TENSORS.values()),
          *(f"layers that differ, alpha {alpha:g}" for alpha in sorted(known))),
         rows,
     )  # fmt: skip
 
 
 def _learning(recipe: Mapping[str, Any]) -> str:
-    """A variant by what sets it apart."""
+    """A variant by what sets it apart; a fraction is one of the images."""
     frozen = ", weights frozen" if recipe["freeze_weights"] else ""
-    return f"{recipe['epochs'] * recipe['fraction']:.0%} of an epoch, lr {recipe['lr']:g}{frozen}"
+    epochs = "" if recipe["epochs"] == 1 else f"{recipe['epochs']:g} epochs of "
+    return f"{epochs}{recipe['fraction']:.0%} of the images, lr {recipe['lr']:g}{frozen}"

@@ -16,7 +16,32 @@ Run = Mapping[str, Any]
 def runs_of(stem: str) -> list[Run]:
     """Every committed run whose name starts with ``stem``, by seed."""
     paths = sorted(RESULTS.glob(f"{stem}*.json"))
-    return sorted((json.loads(path.read_text()) for path in paths), key=lambda run: run["seed"])
+    runs = [_told_apart(json.loads(path.read_text())) for path in paths]
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def _told_apart(run: Run) -> Run:
+    """The run with MetaMix's variants as methods of their own."""
+    asked = run["config"]["metamix"]
+    name = "metamix"
+    if not asked["search"]["fixed_meta_state"]:
+        name = "metamix, state not fixed"
+    elif asked["inherit"] == "nothing":
+        name = "metamix's bits, from full precision"
+    rows = [{**r, "method": name} if r["method"] == "metamix" else r for r in run["rows"]]
+    return {**run, "rows": rows}
+
+
+def one_a_seed(runs: Sequence[Run]) -> Sequence[Run]:
+    """The runs as they are.
+
+    Raises:
+        ValueError: two of one seed, which would count twice: delete the smaller.
+    """
+    seeds = [run["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"several results of one seed: {[run['run'] for run in runs]}")
+    return runs
 
 
 def at(runs: Sequence[Run], limits: str) -> list[Run]:

@@ -24,12 +24,12 @@ from policy_tables import (  # noqa: E402
     marginal_table,
     tau_table,
 )
-from read_results import Run, at, runs_of  # noqa: E402
+from read_results import Run, at, one_a_seed, runs_of  # noqa: E402
 from training_tables import curves_table, drift_table, provenance  # noqa: E402
 
 
 def _limpq(make: Callable[[Sequence[Run]], str]) -> Callable[[], str]:
-    return lambda: make(runs_of("evidence-limpq-25"))
+    return lambda: make(one_a_seed(runs_of("evidence-limpq-25")))
 
 
 def _metamix(limits: str) -> Callable[[], str]:

@@ -10,7 +10,7 @@ from read_results import Run
 
 
 def curves_table(runs: Sequence[Run]) -> str:
-    """Top-1 during training, a row a policy."""
+    """Top-1 during training, a row a policy; the last epoch's is the result."""
     rows, epochs = [], set()
     for run in runs:
         for row in run["rows"]:
@@ -20,13 +20,13 @@ def curves_table(runs: Sequence[Run]) -> str:
             }
             if curve:
                 epochs |= curve.keys()
-                rows.append((f"{row['mean_weight_bits']:g} / {row['mean_act_bits']:g}", curve, row))
+                rows.append((f"{row['mean_weight_bits']:g} / {row['mean_act_bits']:g}", curve))
     shown = sorted(epochs)
     return markdown(
-        ("W / A bits", *(f"epoch {epoch}" for epoch in shown), "end"),
+        ("W / A bits", *(f"epoch {epoch}" for epoch in shown)),
         [
-            (bits, *(f"{curve[e]:.2f}" if e in curve else "-" for e in shown), f"{row['top1']:.2f}")
-            for bits, curve, row in rows
+            (bits, *(f"{curve[e]:.2f}" if e in curve else "-" for e in shown))
+            for bits, curve in rows
         ],
     )
 
@@ -50,7 +50,7 @@ def drift_table(run: Run) -> str:
             (
                 variant.replace("_", " "),
                 *(f"{means[bits] / widest:.2f}" for bits in sorted(means)),
-                f"{found['metrics'][f'{variant}_spread']:.3f}",
+                f"{found['metrics'][f'evidence/{variant}_spread']:.3f}",
             )
         )
     shown = sorted(set(cells["bits"]))

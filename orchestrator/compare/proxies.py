@@ -121,9 +121,11 @@ def validities(points: Sequence[ProxyPoint], source: str, alpha: float) -> list[
 
 
 def tau_text(found: RankCorrelation) -> str:
-    """Tau with its interval, or that none is claimed."""
+    """Tau with its interval or its p-value, or that neither is claimed."""
     if found.tau is None:
         return "undefined (all equal)"
-    if found.low is None:
-        return f"{found.tau:+.2f} (no interval below 5 policies)"
-    return f"{found.tau:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    if found.low is not None:
+        return f"{found.tau:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    if found.p_value is None:
+        return f"{found.tau:+.2f} (ties: no interval below 10 policies)"
+    return f"{found.tau:+.2f} (p {found.p_value:.2f})"

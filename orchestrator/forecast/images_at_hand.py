@@ -7,13 +7,14 @@ with what is known about the set. A run needs them.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.forecast.work_of_plan import ImageCount
 from orchestrator.literature import dataset_of
 from trainers.errors import DataError
+from trainers.phases import DataSpec
 
 # ILSVRC-2012 as published: images, and bytes of its two archives.
 IMAGENET = ImageCount(train=1_281_167, test=50_000)
@@ -43,6 +44,8 @@ class ImagesAtHand:
 def images_at_hand(config: ExperimentConfig) -> ImagesAtHand:
     """Look at the images of a configuration, or say that it names none.
 
+    Nothing is downloaded: that is for a run.
+
     Raises:
         DataError: what it names cannot be read.
     """
@@ -50,7 +53,12 @@ def images_at_hand(config: ExperimentConfig) -> ImagesAtHand:
 
     data = config.data
     if not needs_path(config) or data.path is not None:
-        count = _counted(config)
+        try:
+            count = _counted(config)
+        except DataError:
+            if not data.options.get("download"):
+                raise
+            return _to_be_downloaded()
         size = None if data.path is None else _size_bytes(Path(data.path))
         return ImagesAtHand(
             are_here=True,
@@ -68,6 +76,22 @@ def images_at_hand(config: ExperimentConfig) -> ImagesAtHand:
         size_bytes=IMAGENET_BYTES if known else None,
         told=f"not given here, fingerprint unknown, {reckoned}; give --set data.path=FOLDER",
     )
+
+
+def _to_be_downloaded() -> ImagesAtHand:
+    return ImagesAtHand(
+        are_here=False,
+        fingerprint=UNKNOWN,
+        count=None,
+        size_bytes=None,
+        told="not here yet, a run downloads them (data.options.download); number and fingerprint "
+        "are unknown",
+    )
+
+
+def without_download(spec: DataSpec) -> DataSpec:
+    """The images as they are: a set that is not here is an error and not fetched."""
+    return replace(spec, options={k: v for k, v in spec.options.items() if k != "download"})
 
 
 def needs_path(config: ExperimentConfig) -> bool:
@@ -96,7 +120,7 @@ def _counted(config: ExperimentConfig) -> ImageCount:
         train, test = (_rows(data.path, part) for part in ("train", "test"))
         train -= round(data.holdout * train)
         return _limited(config, ImageCount(train=train, test=test))
-    found = load_data(data.spec(), config.seed)
+    found = load_data(without_download(data.spec()), config.seed)
     return ImageCount(train=len(found.train), test=len(found.test))
 
 

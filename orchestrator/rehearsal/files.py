@@ -153,7 +153,7 @@ def _is_rehearsal(store: RunStore) -> bool:
 
 
 def _is_here(config: ExperimentConfig) -> bool:
-    from trainers.models.weights import published_file
+    from trainers.models.published import published_file
 
     _, _, which = (config.model.weights or "").partition(":")
     return published_file(config.model.name, which).is_file()

@@ -25,6 +25,9 @@ from orchestrator.cluster import num_places, ray_cluster, resources_for
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.errors import ExitCode
 from orchestrator.journal import read_journal
+from orchestrator.phase_step import lost_for_good
+from orchestrator.relaunch import GroupLostError
+from orchestrator.retries import Decision
 from orchestrator.runs import last_event
 from orchestrator.study.store import StudyStore
 from orchestrator.trials import run_trials
@@ -72,7 +75,15 @@ def run_study(
         cluster: where; every run asks for the same.
         say: one line for the person who waits.
         reuse: seed -> run folders whose finished steps it may take over.
+
+    Raises:
+        StepFailedError: the process beside a driver was lost too often.
+        ResourceError: memory or disk ran out, or there is no cluster.
     """
+
+    def tell(again: Sequence[str], attempt: int, decision: Decision) -> None:
+        say(f"seeds {', '.join(again)}: {decision.reason}")
+
     store.stop_path.unlink(missing_ok=True)
     with ray_cluster(cluster.address, insecure=cluster.insecure) as nodes:
         import ray
@@ -87,14 +98,17 @@ def run_study(
         work = _work(store, study_file, address, os.getcwd(), reuse)
         names = {str(seed): seed for seed in seeds}
         with _stoppable(store, say):
-            told = _told_while(
-                lambda: run_trials(
-                    list(names), work, folder=store.root / "ray", label="study",
-                    concurrent=concurrent, resources=here,
-                ),
-                [(f"seed {seed}", store.log_path(seed)) for seed in seeds],
-                say,
-            )  # fmt: skip
+            try:
+                told = _told_while(
+                    lambda: run_trials(
+                        list(names), work, folder=store.root / "ray", label="study",
+                        concurrent=concurrent, tell=tell, resources=here,
+                    ),
+                    [(f"seed {seed}", store.log_path(seed)) for seed in seeds],
+                    say,
+                )  # fmt: skip
+            except GroupLostError as error:
+                raise lost_for_good("the study", store.root, error) from error
     return {seed: int(told[name]["exit_code"]) for name, seed in names.items()}
 
 

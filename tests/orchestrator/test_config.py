@@ -158,6 +158,7 @@ METAMIX = "method: metamix\ncontrols: [uniform]\n"
             f"{METAMIX}metamix: {{meta: {{precision: fp16}}, search: {{fixed_meta_state: false}}}}",
             "metamix.meta.precision",
         ),
+        ("evidence: {sensitivity: [{precision: bf16}]}", "evidence.sensitivity.0.precision"),
         ("sources: {fitted: {images_from: holdout}}", "sources.fitted.images_from"),
         ("pins: [{match: fc, weight_bits: 1}]", "pins.0.weight_bits"),
         ("pins: [{match: fc, act_bits: 1}]", "pins.0.act_bits"),

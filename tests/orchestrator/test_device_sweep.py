@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator import device_sweep
+from orchestrator import cluster as clusters
 from orchestrator.config import load_config
 from orchestrator.config_schema import ImportanceConfig
 from orchestrator.device_sweep import _key, device_questions, saved_tables, sweep_devices
 from orchestrator.errors import StoreError
 from orchestrator.journal import read_journal
+from orchestrator.ledger import Ledger
 from solvers.devices import Device
 from solvers.limits import parse_limit
 from solvers.transforms import transform
@@ -78,8 +79,9 @@ def test_an_open_cluster_is_joined_where_the_run_says_so(
         raise ConnectionError
         yield
 
-    monkeypatch.setattr(device_sweep, "ray_cluster", joined)
+    monkeypatch.setattr(clusters, "ray_cluster", joined)
     session = _session(tmp_path, "raw")
+    session.ledger, session.say = Ledger(), lambda text: None
     cluster = replace(session.config.cluster, insecure=insecure)
     session.config = replace(session.config, cluster=cluster)
     with pytest.raises(ConnectionError):

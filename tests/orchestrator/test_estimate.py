@@ -109,6 +109,34 @@ def test_images_that_are_here_are_counted() -> None:
     assert found.count == ImageCount(train=1347, test=450)
 
 
+def test_a_plan_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    asked = []
+
+    def cifar10(root: str, train: bool, download: bool) -> None:
+        asked.append(download)
+        raise RuntimeError("Dataset not found or corrupted")
+
+    monkeypatch.setattr(datasets, "CIFAR10", cifar10)
+    overrides = (
+        "data.name=torchvision", f"data.path={tmp_path}", "model.options={}",
+        "data.options={dataset: CIFAR10, download: true}", "train.negative_inputs=refuse",
+    )  # fmt: skip
+    config = load_config(CONFIGS / "quickstart.yaml", overrides).config
+    found = images_at_hand(config)
+    assert (found.are_here, found.fingerprint, found.count) == (False, "unknown", None)
+    assert "a run downloads them" in found.told
+    # The look for negative inputs wants images too.
+    assert traced_costs(config).input_shape == (3, 32, 32)
+    assert asked == [False, False]
+    without = load_config(
+        CONFIGS / "quickstart.yaml", (*overrides, "data.options={dataset: CIFAR10}")
+    ).config
+    with pytest.raises(DataError, match="cannot read CIFAR10"):
+        images_at_hand(without)
+
+
 def test_shards_are_counted_from_their_footers(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -342,6 +342,18 @@ def test_our_token_is_not_shown_to_a_cluster_that_lets_everybody_in(
     assert joined[1:] == [address]
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "elsewhere"])
+def test_our_token_is_not_shown_where_nobody_can_be_asked(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it was joined"))
+    with pytest.raises(ResourceError, match="cannot reach"), ray_cluster(address):
+        pass
+
+
 def test_an_open_or_silent_cluster_is_refused() -> None:
     refuse_open_cluster("h:1", lambda _: "closed")
     with pytest.raises(ResourceError, match="without a token") as caught:

@@ -11,7 +11,7 @@ from orchestrator.drift import differences, refuse_drift
 from orchestrator.errors import ConfigError
 from orchestrator.store import RunStore
 from trainers.errors import ModelError
-from trainers.models.weights import published_file, published_weights
+from trainers.models.published import published_file, published_weights
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "experiments" / "quickstart.yaml"
 

@@ -21,9 +21,10 @@ from orchestrator.solve_tasks import (
     solve_on_cluster,
 )
 from orchestrator.sweep import _keep
-from solvers.devices import generate_devices
+from solvers.devices import Device, generate_devices
 from solvers.limits import parse_limit
 from solvers.storage import load_policy
+from trainers.errors import InterruptedPhaseError
 
 
 @pytest.fixture
@@ -47,7 +48,14 @@ def fake_ray(monkeypatch):
         log.append("got")
         return task()
 
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(remote=remote, get=get))
+    def wait(refs, timeout):
+        return refs, []
+
+    def cancel(_):
+        log.append("cancelled")
+
+    played = SimpleNamespace(remote=remote, get=get, wait=wait, cancel=cancel)
+    monkeypatch.setitem(sys.modules, "ray", played)
     return log
 
 
@@ -78,6 +86,38 @@ def test_rows_stay_in_order_and_policies_are_kept_as_tasks_end(fake_ray, tmp_pat
     ids = {row.policy_id for row in results.rows if row.policy_id}
     assert {p.stem for p in (tmp_path / "policies").iterdir()} == ids
     assert all(load_policy(tmp_path / "policies" / f"{i}.json").policy_id == i for i in ids)
+
+
+def test_who_asks_to_stop_waits_for_no_task_and_leaves_none(fake_ray, monkeypatch):
+    costs = resnet18()
+    questions = device_questions(
+        [Device(name=str(n), limits=(parse_limit("bitops=20G"),)) for n in range(3)], (2.0,)
+    )
+    tables = SweepTables(
+        costs=costs, choices=CHOICES, importance={"limpq": indicators(costs, 0)},
+        search=SearchConfig(), accounting="standard",
+    )  # fmt: skip
+    kept, looks = [], []
+
+    def solve_until(number):
+        looks.clear()
+        solve_on_cluster(
+            answer_questions, tables, questions, 1, kept.append,
+            stopped=lambda: looks.append(None) or len(looks) > number,
+        )  # fmt: skip
+
+    with pytest.raises(InterruptedPhaseError, match="1 of 3 tasks"):
+        solve_until(2)
+    assert fake_ray[1:] == ["submitted"] * 3 + ["got"] + ["cancelled"] * 2
+    assert len(kept) == 1
+    fake_ray.clear()
+    with pytest.raises(InterruptedPhaseError, match="before the first"):
+        solve_until(0)
+    assert "submitted" not in fake_ray
+    # A task that does not end is no reason to wait for it.
+    monkeypatch.setattr(sys.modules["ray"], "wait", lambda refs, timeout: ([], refs))
+    with pytest.raises(InterruptedPhaseError, match="0 of 3 tasks"):
+        solve_until(5)
 
 
 def test_alphas_that_agree_to_six_digits_keep_their_own_names_and_answers():

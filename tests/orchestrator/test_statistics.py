@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import pytest
 
@@ -115,20 +116,51 @@ def test_tau_against_counting_pairs() -> None:
 
 
 def test_tau_and_interval_by_hand() -> None:
-    # 1 discordant pair of 15: tau = 13 / 15; half width 1.959964 * sqrt(0.437 / 2) = 0.916152.
-    found = kendall([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 6, 5])
-    assert found.tau == pytest.approx(13 / 15)
-    z = math.atanh(13 / 15)
-    assert found.low == pytest.approx(math.tanh(z - 0.9161694), abs=1e-4)
-    assert found.high == pytest.approx(math.tanh(z + 0.9161694), abs=1e-4)
+    # 1 discordant pair of 45: tau = 43 / 45; half width 1.959964 * sqrt(0.437 / 6) = 0.528948.
+    found = kendall(range(10), [0, 1, 2, 3, 4, 5, 6, 7, 9, 8])
+    assert found.tau == pytest.approx(43 / 45)
+    z = math.atanh(43 / 45)
+    assert found.low == pytest.approx(math.tanh(z - 0.528948), abs=1e-5)
+    assert found.high == pytest.approx(math.tanh(z + 0.528948), abs=1e-5)
+    # 1 order of 10! has no inversion, 9 have one, and as many at the other end.
+    assert found.p_value == pytest.approx(20 / math.factorial(10))
+
+
+def test_p_of_tau_is_the_share_of_all_orders() -> None:
+    for n in (2, 3, 5, 6):
+        signs = [
+            sum(order[j] > order[i] for i, j in itertools.combinations(range(n), 2)) * 2
+            - n * (n - 1) // 2
+            for order in itertools.permutations(range(n))
+        ]
+        for order in itertools.islice(itertools.permutations(range(n)), 0, None, 7):
+            own = signs[list(itertools.permutations(range(n))).index(order)]
+            share = sum(abs(s) >= abs(own) for s in signs) / len(signs)
+            assert kendall(range(n), order).p_value == pytest.approx(share)
+    # Six inversions of eight: S = 16, the table of Kendall 1938 has 0.031 on one side.
+    assert kendall(range(8), [3, 2, 1, 0, 4, 5, 6, 7]).p_value == pytest.approx(2 * 1230 / 40320)
+
+
+def test_p_with_ties_is_near_that_of_shuffles() -> None:
+    draw = random.Random(5)
+    xs, ys = [0, 0, 1, 1, 2, 3, 4, 5, 6, 6, 7, 8], [1, 0, 0, 2, 2, 1, 3, 5, 3, 4, 6, 5]
+    found = kendall(xs, ys)
+    far, shuffled = 0, list(ys)
+    for _ in range(4000):
+        draw.shuffle(shuffled)
+        far += abs(kendall(xs, shuffled).tau or 0.0) >= abs(found.tau or 0.0) - 1e-12
+    assert found.p_value == pytest.approx(far / 4000, abs=0.01)
+    assert kendall([1, 1, 2], [1, 2, 3]).p_value is None
 
 
 def test_perfect_order_of_few_points_is_not_certainty() -> None:
-    found = kendall([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
+    found = kendall(range(10), range(10))
     assert (found.tau, found.high) == (1.0, 1.0)
     assert found.low is not None
-    assert found.low < 0.5
-    assert kendall([1, 2, 3, 4], [1, 2, 3, 4]).low is None
+    assert found.low < 0.98
+    few = kendall([1, 2, 3, 4], [1, 2, 3, 4])
+    assert few.low is None
+    assert few.p_value == pytest.approx(2 / 24)  # four in perfect order are no evidence
 
 
 def test_tau_refuses_lists_that_do_not_fit() -> None:

@@ -1,8 +1,9 @@
-"""More classes than outputs are refused by the plan, before anything is started."""
+"""Classes that are not the network's are refused by the plan, before anything is started."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,16 +13,34 @@ from orchestrator.trace import traced_costs
 from trainers.errors import ModelError
 
 
-def test_more_class_folders_than_classes_are_refused(tmp_path):
+def config_of(folder: Path, classes: int, outputs: int) -> ExperimentConfig:
     for split in ("train", "val"):
-        for i in range(3):
-            place = tmp_path / split / f"c{i}"
+        for i in range(classes):
+            place = folder / split / f"c{i}"
             place.mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(place / "0.png")
-    data = DataConfig(name="imagefolder", path=str(tmp_path), options={"resolution": 16})
-    model = ModelConfig(name="cifar_resnet8", num_classes=2)
-    config = ExperimentConfig(name="x", model=model, data=data)
+    data = DataConfig(name="imagefolder", path=str(folder), options={"resolution": 16})
+    model = ModelConfig(name="cifar_resnet8", num_classes=outputs)
+    return ExperimentConfig(name="x", model=model, data=data)
+
+
+def test_more_class_folders_than_classes_are_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, classes=3, outputs=2)
     with pytest.raises(ModelError, match=r"has 3 classes and model\.num_classes is 2"):
         traced_costs(config)
-    wide = replace(config, model=replace(model, num_classes=3))
+    wide = replace(config, model=replace(config.model, num_classes=3))
     assert traced_costs(wide).input_shape == (3, 16, 16)
+
+
+def test_given_weights_of_more_classes_than_the_images_have_are_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "images", classes=3, outputs=5)
+    weights = tmp_path / "w.pt"
+    weights.touch()
+    given = replace(config, model=replace(config.model, weights=str(weights)))
+    with pytest.raises(ModelError, match=r"has 3 classes and model\.weights are of a network of 5"):
+        traced_costs(given)
+    # Outputs that are learned here stay unused, and a rehearsal has a sample of the images.
+    for fine in (config, replace(given, rehearsal=True)):
+        assert traced_costs(fine).input_shape == (3, 16, 16)
+    same = replace(given, model=replace(given.model, num_classes=3))
+    assert traced_costs(same).input_shape == (3, 16, 16)

@@ -1,6 +1,7 @@
 """Figures that the two papers print, as far as some accounting gives them (docs/solvers.md)."""
 
 from fractions import Fraction
+from math import gcd
 
 import pytest
 
@@ -86,16 +87,55 @@ def test_mobilenet_v1_at_8_bit():
     assert round(cost.size_mib, 2) == 4.01
 
 
-@pytest.mark.parametrize("printed", [32.86, 35.64])
-def test_metamix_resnet18_totals_are_attainable(printed):
-    # Weights at 4, activations in {2, 4, 8}: some policy costs each printed figure to the digit.
-    costs = NETWORKS["resnet18"]()
-    reached = {0}
-    for layer in costs.searched:
-        macs = num_macs(layer, STANDARD)
-        reached = {r + macs * 4 * a for r in reached for a in (2, 4, 8)}
+@pytest.mark.parametrize(
+    ("name", "act_bits", "printed"),
+    [
+        ("resnet18", (2, 4, 8), 32.86),
+        ("resnet18", (2, 4, 8), 35.64),
+        ("mobilenet_v2", (3, 4, 8), 5.28),
+        ("mobilenet_v2", (3, 4, 8), 5.12),
+        ("mobilenet_v3_large", (3, 4, 8), 4.44),
+        ("mobilenet_v3_large", (3, 4, 8), 3.29),
+    ],
+)
+def test_metamix_totals_are_attainable(name, act_bits, printed):
+    # Weights at 4 bit: some policy costs each printed figure to the digit.
+    costs = NETWORKS[name]()
+    macs = [num_macs(layer, STANDARD) for layer in costs.searched]
+    unit = 4 * gcd(*macs)
+    reached = 1  # bit i: some policy costs i units in the searched layers
+    for each in macs:
+        reached = sum_of_sets(reached, [4 * each * bits // unit for bits in act_bits])
     pinned = sum(s.num_macs * 64 for s in costs if s.pinned)
-    assert printed in {round((r + pinned) / 1e9, 2) for r in reached}
+    first = -(-(round(printed * 1e9) - 5_000_000 - pinned) // unit)
+    beyond = -(-(round(printed * 1e9) + 5_000_000 - pinned) // unit)
+    assert (reached >> first) & ((1 << (beyond - first)) - 1)
+
+
+def sum_of_sets(reached: int, more: list[int]) -> int:
+    """Every member of a set of whole numbers, its bits, plus every one of ``more``."""
+    found = 0
+    for each in more:
+        found |= reached << each
+    return found
+
+
+def test_limpq_learns_190_indicators_of_resnet18():
+    # The paper's M: 19 searched layers, a weight and an input each, 5 widths.
+    assert len(NETWORKS["resnet18"]().searched) * 2 * 5 == 190
+
+
+def test_10_67_is_every_weight_at_3_bit_ends_included():
+    # LIMPQ table 3, PACT and LQ-Net; 8 bits for the first and the last layer come to 9.40.
+    costs = NETWORKS["resnet50"]()
+    full_bits = full_precision_size_bits(costs, STANDARD)
+    every = {s.name: LayerBits(weight_bits=3, act_bits=3) for s in costs}
+    three = cost_breakdown(costs, every)
+    assert round(full_bits / three.weight_bits_total, 2) == 10.67
+    # Their printed 9.17 MB is no size of these weights.
+    assert round(three.weight_bits_total / 8 / 2**20, 2) == 9.12
+    pinned = {s.name: s.pinned or every[s.name] for s in costs}
+    assert round(full_bits / cost_breakdown(costs, pinned).weight_bits_total, 2) == 9.4
 
 
 def test_metamix_mobilenet_v2_mean_of_activation_bits():

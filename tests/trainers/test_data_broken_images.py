@@ -314,3 +314,38 @@ def test_every_result_names_the_images_that_its_step_skipped(tmp_path):
         save_result(folder / "result.json", PhaseResult(phase="x", cost=Cost(), device="cpu"))
         found = load_result(folder / "result.json")
         assert found.facts["skipped_images"] == ["a.jpg: truncated"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate"),
+        torch.OutOfMemoryError("out of memory"),
+    ],
+)
+def test_a_machine_without_memory_breaks_no_image(folder, tmp_path, monkeypatch, error):
+    spec = replace(images("imagefolder", folder), on_bad_sample="skip", max_bad_samples=3)
+    data = load_data(spec, 0)
+    data.bad.write_to(tmp_path, 0)
+
+    def fail(*args, **more):
+        raise error
+
+    monkeypatch.setattr("torchvision.io.decode_image", fail)
+    with pytest.raises(type(error)):
+        data.train.batch(torch.tensor([5]), None)
+    assert skipped_images(tmp_path) == []
+
+
+def test_arrow_without_memory_breaks_no_image(packed, monkeypatch):
+    import pyarrow as pa
+
+    data = load_data(images("imagenet_parquet", packed), 0)
+
+    def fail(*args, **more):
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    monkeypatch.setattr("trainers.data.shards.os.pread", fail)
+    with pytest.raises(MemoryError):
+        data.train.batch(torch.tensor([5]), None)

@@ -14,9 +14,8 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from tests.trainers.pictures import SIDE, equal, images, picture, plan
-from trainers.data import evaluation_batches, input_shape, load_data
+from trainers.data import evaluation_batches, input_shape, known_classes, load_data
 from trainers.data.augment import crop_box
-from trainers.data.large_sets import known_classes
 from trainers.data.pack import PackSettings, pack_folder
 from trainers.data.views import decode
 from trainers.phases import DataSpec
@@ -205,5 +204,8 @@ def test_a_class_balanced_fraction_of_a_large_set_reads_no_image(folder):
 def test_the_number_of_classes_is_known_before_anything_is_read(folder, packed):
     assert known_classes(images("imagefolder", folder)) == 3
     assert known_classes(images("imagenet_parquet", packed)) == 3
-    assert known_classes(DataSpec(name="digits")) is None
+    assert known_classes(DataSpec(name="digits")) == 10
+    for dataset, classes in (("CIFAR10", 10), ("CIFAR100", 100)):
+        assert known_classes(DataSpec(name="torchvision", options={"dataset": dataset})) == classes
+    assert known_classes(DataSpec(name="parquet")) is None
     assert known_classes(DataSpec(name="imagefolder")) is None

@@ -214,3 +214,10 @@ def test_torchvision_names_are_checked_before_anything_is_read(tmp_path):
     with pytest.raises(DataError, match="cannot read CIFAR10"):
         load_data(missing, 0)
     assert input_shape(missing) == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("wrong", [0.5, "0.5", [], ["a"], [True], [None], [float("nan")] * 3, {}])
+def test_what_is_no_list_of_numbers_is_told(tmp_path, name, wrong):
+    with pytest.raises(DataError, match=rf"data\.options\.{name} is .*list of numbers"):
+        load_data(replace(write(tmp_path), options={name: wrong}), 0)

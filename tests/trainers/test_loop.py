@@ -181,6 +181,33 @@ def test_what_an_epoch_s_end_measures_is_measured_once_each(tmp_path):
     assert epochs == [2, 3, 4]
 
 
+def test_a_kill_in_the_evaluation_leaves_no_checkpoint_from_before_the_epoch_s_end(
+    tmp_path, monkeypatch, undisturbed
+):
+    monkeypatch.setattr("trainers.loop.CHECKPOINT_UPDATES", 4)  # falls on every epoch's end
+
+    def killed(epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        Job(tmp_path, after_epoch=killed).run()
+    epochs = []
+    job = Job(tmp_path, after_epoch=lambda epoch: epochs.append(epoch) or {})
+    job.run()
+    assert epochs == [1, 2, 3, 4]
+    assert [report["epoch"] for report in job.reports] == [2, 3, 4, 5]
+    assert state_hash(job.state()) == state_hash(undisturbed[0].state())
+
+
+def test_updates_between_checkpoints_bound_what_short_epochs_leave(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.loop.CHECKPOINT_UPDATES", 8)
+    Job(tmp_path, total=12, checkpoint_every=100).run()
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000000008", "step-000000012"]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, bad, clip):

@@ -11,10 +11,13 @@ from solvers.parquet import read_table
 from solvers.storage import load_costs, save_costs
 from solvers.tables import BitChoices, LayerBits
 from tests.trainers.small_start import MODEL, small_start
+from trainers.data import load_data
 from trainers.errors import InterruptedPhaseError, ModelError
 from trainers.metamix import tables
 from trainers.metamix.evidence_config import DistributionConfig, DriftConfig
+from trainers.optim import set_learning_rate
 from trainers.phases import DataSpec, PhaseContext, PhaseSpec
+from trainers.recipes import DistillationConfig
 from trainers.registry import find_phase
 
 DRIFT = DriftConfig(steps=6, batch_size=64, lr=0.01, change_every=2, layer="layer1.0.conv2")
@@ -78,6 +81,33 @@ def test_drift_records_every_update_of_every_variant(inputs, tmp_path):
     # Plain: 6 passes each; MetaMix: 3 widths and one that tracks.
     assert result.cost.forward_passes == 6 + 6 + 6 * 4
     assert result.cost.backward_passes == 6 + 6 + 6 * 3
+
+
+def test_a_teacher_s_passes_are_counted(inputs, tmp_path):
+    config = replace(DRIFT, steps=2, distillation=DistillationConfig())
+    result = run("metamix.drift", config, inputs, tmp_path)
+    # One more an update, however many widths.
+    assert result.cost.forward_passes == 2 * (2 + 2 + 5)
+    assert result.cost.backward_passes == 2 * (1 + 1 + 3)
+    assert result.cost.images == 64 * result.cost.forward_passes
+
+
+@pytest.mark.parametrize(("phase", "config"), [
+    ("metamix.drift", replace(DRIFT, variants=("fp_weights",), steps=40)),
+    ("metamix.distributions", replace(CELLS, weight_bits=(0,), steps=40)),
+])  # fmt: skip
+def test_the_rate_ends_where_the_recipe_says(phase, config, inputs, tmp_path, monkeypatch):
+    """One epoch of search, which does not follow here, would leave it far above."""
+    rates = []
+    monkeypatch.setattr(
+        "trainers.loop.set_learning_rate",
+        lambda optimizer, rate: rates.append(rate) or set_learning_rate(optimizer, rate),
+    )
+    result = run(phase, replace(config, min_lr=1e-5), inputs, tmp_path)
+    assert rates[0] == config.lr
+    assert len(rates) == 40
+    assert rates[-1] < 0.01 * config.lr
+    assert result.facts["data_fingerprint"] == load_data(DataSpec(name="digits"), 0).fingerprint
 
 
 def test_drift_resumes_with_its_records(inputs, tmp_path):

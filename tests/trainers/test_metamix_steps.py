@@ -325,3 +325,15 @@ def test_a_teacher_adds_its_soft_cross_entropy():
     torch.testing.assert_close(loss(logits, y, soft), by_hand)
     assert not any(p.requires_grad for p in teacher.parameters())
     assert TeacherLoss(None, None, 0.0).targets(x) is None
+
+
+def test_a_teacher_s_pass_is_counted_once_a_batch():
+    network, costs = make_network()
+    loss = TeacherLoss(Chain(), DistillationConfig(), 0.0)
+    meter = Meter()
+    MetaStep(network, loss, meter).accumulate(make_batch(), 0)
+    assert (meter.forward_passes, meter.backward_passes, meter.images) == (4, 3, 4 * 16)
+    _, step = make_search(network, costs)
+    step.loss = loss
+    step.accumulate(make_batch(), 0)
+    assert (step.meter.forward_passes, step.meter.images) == (2, 2 * 16)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from trainers.errors import ModelError
-from trainers.models import build_model, model_names, weights_hash
+from trainers.models import build_model, model_names, weights_file, weights_hash
 from trainers.models.cifar_resnet import CifarResNet
+from trainers.models.published import published_file
 from trainers.phases import ModelSpec
 
 
@@ -200,3 +201,96 @@ def test_networks_without_published_weights_say_so() -> None:
     for name in ("cifar_resnet20", "mobilenet_v1"):
         with pytest.raises(ModelError, match="publishes no weights"):
             build_model(ModelSpec(name=name, weights="torchvision"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch's folder of downloads, empty, and no network."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def offline(*args: object, **more: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints"
+
+
+SQUEEZE = ModelSpec(name="squeezenet1_1", num_classes=1000, weights="torchvision")
+
+
+def publish(path: Path, content: object, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let torchvision publish a file, named by its hash."""
+    torch.save(content, path)
+    named = path.with_name(f"squeezenet1_1-{weights_hash(path)[:8]}.pth")
+    path.rename(named)
+    entry = type("Entry", (), {"url": f"https://host/models/{named.name}"})()
+    monkeypatch.setattr("trainers.models.published.published_weights", lambda *_: entry)
+    return named
+
+
+def test_published_weights_are_read_from_the_verified_file(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = build_model(ModelSpec(name="squeezenet1_1", num_classes=1000)).state_dict()
+    path = publish(hub / "w", state, monkeypatch)
+    loaded = build_model(SQUEEZE).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    assert weights_file(SQUEEZE) == path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=rf"{path}: the sha256 is .*Delete it"):
+        build_model(SQUEEZE)
+    path.unlink()
+    with pytest.raises(ModelError, match=r"cannot be fetched \(no network\)"):
+        build_model(SQUEEZE)
+
+
+@pytest.mark.parametrize("content", [[1, 2], "code"])
+def test_published_files_that_hold_more_than_tensors_run_no_code(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = publish(hub / "w", Payload() if content == "code" else content, monkeypatch)
+    with pytest.raises(ModelError, match=rf"Delete {path}"):
+        build_model(SQUEEZE)
+    assert not (tmp_path / "should-not-exist").exists()
+
+
+def test_what_is_downloaded_is_compared_with_the_hash_in_its_name(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(url: str, to: str, prefix: str, progress: bool) -> None:
+        asked.append((url.rpartition("/")[2], prefix))
+        Path(to).write_bytes(b"another file")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    path = published_file("resnet18", "IMAGENET1K_V1")
+    assert path.parent == hub
+    with pytest.raises(ModelError, match=r"not f37072fd\.\.\. as in the file's name"):
+        build_model(
+            ModelSpec(name="resnet18", num_classes=1000, weights="torchvision:IMAGENET1K_V1")
+        )
+    assert asked == [("resnet18-f37072fd.pth", "f37072fd")]
+
+
+@pytest.mark.parametrize(("name", "side"), [("googlenet", 32), ("inception_v3", 75)])
+def test_networks_with_auxiliary_classifiers_have_one_output_in_training(
+    name: str, side: int, tmp_path: Path
+) -> None:
+    from torchvision import models
+
+    spec = ModelSpec(name=name, num_classes=3)
+    model = build_model(spec)
+    assert model.training
+    assert model(torch.rand(2, 3, side, side)).shape == (2, 3)
+    # Files of the whole network and of what is left of it both fit.
+    whole = models.get_model(name, num_classes=3).state_dict()
+    assert len(whole) > len(model.state_dict())
+    for state in (whole, model.state_dict()):
+        path = save(tmp_path / "w.pt", state)
+        given = build_model(ModelSpec(name=name, num_classes=3, weights=path)).state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in given.items())
+    with pytest.raises(ModelError, match=r"model\.options\.transform_input"):
+        build_model(ModelSpec(name=name, num_classes=1000, weights="torchvision"))

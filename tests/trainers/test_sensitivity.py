@@ -18,7 +18,7 @@ from trainers.data import load_data
 from trainers.errors import DivergedError, InterruptedPhaseError, ModelError
 from trainers.meters import Meter
 from trainers.models import build_model
-from trainers.oneshot.measure import Measured
+from trainers.oneshot.measure import Measured, Streamed, num_images
 from trainers.phases import DataSpec, ModelSpec, PhaseContext, PhaseSpec
 from trainers.registry import find_phase
 from trainers.sensitivity import COLUMNS, SCHEMA, TABLE
@@ -147,20 +147,50 @@ def test_only_the_cell_s_layer_moves_and_the_next_starts_afresh(start, tmp_path,
     assert state_hash(bench.start) == start_hash
 
 
+def test_frozen_statistics_stay_frozen_through_the_short_training(start, tmp_path):
+    recipe = replace(RECIPE, bn_images=0)
+    bench = Bench(spec_of(start, recipe), PhaseContext.alone(tmp_path), recipe, Meter())
+    bench.cell(Cell("layer1.0.conv1", "weight", 2))
+    for name, value in bench.network.model.state_dict().items():
+        if "running" in name:
+            assert torch.equal(value, bench.start[name])
+
+
+def test_a_sample_too_large_to_hold_is_decoded_anew_to_the_same_numbers(
+    start, tmp_path, monkeypatch
+):
+    recipe = replace(RECIPE, layers=RECIPE.layers[:1], bits=(2,))
+    held = run(spec_of(start, recipe), tmp_path / "held")
+    # 96 images of 64 numbers no longer fit, the 64 for BatchNorm do.
+    monkeypatch.setattr("trainers.oneshot.measure.HELD_BYTES", 4 * 64 * 64)
+    context = PhaseContext.alone(tmp_path)
+    bench = Bench(spec_of(start, recipe), context, recipe, Meter())
+    assert isinstance(bench.batches, Streamed)
+    assert isinstance(bench.norm_batches, tuple)
+    assert torch.equal(bench.batches[-1][1], list(bench.batches)[1][1])
+    assert num_images(bench.batches) == 96
+    streamed = run(spec_of(start, recipe), tmp_path / "streamed")
+    assert rows_of(tmp_path / "streamed") == rows_of(tmp_path / "held")
+    assert streamed.cost.images == held.cost.images
+
+
 def test_same_starts_are_the_paper_s_figure_3(start, tmp_path):
     recipe = replace(RECIPE, weight_init="constant", act_init="constant", steps=0)
     run(spec_of(start, recipe), tmp_path)
     assert {row[2]: pytest.approx(row[7]) for row in rows_of(tmp_path)} == {2: 0.05, 4: 0.025}
 
 
-def test_a_stopped_measurement_goes_on_to_the_same_end(start, found, tmp_path):
-    asked = iter([False, True])
-    with pytest.raises(InterruptedPhaseError, match="2 of 8"):
+@pytest.mark.parametrize(("stop_at", "cells"), [(1, 0), (6, 1), (8, 2)])
+def test_a_stopped_measurement_goes_on_to_the_same_end(start, found, tmp_path, stop_at, cells):
+    """Asked at each of a cell's three updates and after it; the cell in hand is not waited for."""
+    asked = iter([False] * (stop_at - 1) + [True])
+    with pytest.raises(InterruptedPhaseError, match=f"{cells} of 8"):
         run(spec_of(start), tmp_path, should_stop=lambda: next(asked))
     result = run(spec_of(start), tmp_path)
     assert rows_of(tmp_path) == rows_of(found[1])
     assert result.metrics == found[0].metrics
     assert result.cost.images == found[0].cost.images
+    assert result.cost.forward_passes == found[0].cost.forward_passes
     assert run(spec_of(start), tmp_path) == result
 
 

@@ -18,6 +18,7 @@ from trainers.baselines.config import (
     OneLayerLossConfig,
     QuantizationErrorConfig,
 )
+from trainers.errors import FolderNotSharedError
 from trainers.limpq.config import IndicatorConfig
 from trainers.messages import STOP_FILE
 from trainers.metamix.evidence_config import HessianConfig
@@ -25,6 +26,7 @@ from trainers.phases import DataSpec, PhaseContext, PhaseSpec
 from trainers.registry import find_phase
 from trainers.sensitivity_config import SensitivityConfig
 from trainers.source_config import PolicySearch
+from trainers.watchdog import check_shared, raise_fence
 
 CHOICES = BitChoices(weight_bits=(2, 4), act_bits=(2, 4))
 SHARED = {"images": 256, "batch_size": 16}
@@ -120,3 +122,14 @@ def test_a_sign_of_life_reaches_the_watchdog_and_takes_no_wish_to_stop(tmp_path,
     }  # fmt: skip
     assert worker.run_worker(settings)["error"] is None
     assert heard == [(1, True, True, 3)]
+
+
+def test_a_node_without_the_runs_folder_says_so_and_makes_none(tmp_path):
+    step_dir = tmp_path / "steps" / "train"
+    check_shared(step_dir, "")  # nobody started a group: nothing to see
+    with pytest.raises(FolderNotSharedError, match="must be one folder on every node"):
+        check_shared(step_dir, "token", patience_s=0.0)
+    assert not step_dir.exists()
+    step_dir.mkdir(parents=True)
+    raise_fence(step_dir, "another group's")  # late, but on a folder that is shared
+    check_shared(step_dir, "token", patience_s=0.0)

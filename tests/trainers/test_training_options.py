@@ -19,6 +19,7 @@ from trainers.freezing import divergence
 from trainers.models import build_model
 from trainers.phases import DataSpec, ModelSpec, PhaseContext, PhaseSpec
 from trainers.recipes import DistillationConfig, FreezingConfig, TrainConfig
+from trainers.results import load_result
 from trainers.weight_training import run
 
 MODEL = ModelSpec(name="cifar_resnet8", options={"in_channels": 1, "base_width": 4})
@@ -113,6 +114,53 @@ def test_moving_average_by_hand():
     assert model.weight.item() == pytest.approx(0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 3)
 
 
+def test_averages_in_place_for_a_while_leave_the_weights_bit_for_bit():
+    model = nn.Linear(3, 2)
+    average = MovingAverage(model, 0.75)
+    kept = {name: value / 3 for name, value in model.state_dict().items()}
+    model.load_state_dict(kept)
+    average.update()
+    averages = {name: value.clone() for name, value in average.averages.items()}
+
+    def measured_and_broken():
+        with average.in_place():
+            for name, parameter in model.named_parameters():
+                assert torch.equal(parameter, averages[name])
+                assert not torch.equal(parameter, kept[name])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        measured_and_broken()
+    assert state_hash(model.state_dict()) == state_hash(kept)
+    assert state_hash(average.averages) == state_hash(averages)
+
+
+def test_between_epochs_the_averages_are_measured_and_training_goes_on_without_them(
+    start, tmp_path
+):
+    recipe = replace(RECIPE, steps=5, lr=0.1, ema_decay=0.9, evaluate_every=1)  # 5 = an epoch
+    seen = train(start, tmp_path / "seen", recipe)
+    metrics = load_result(tmp_path / "seen" / "p" / "result.json").metrics
+    # The epoch's end is the end: the same averages measured twice.
+    assert metrics["top1_epoch_1"] == metrics["top1"]
+    longer = replace(recipe, steps=8)
+    seen = train(start, tmp_path / "with", longer)
+    assert state_hash(seen) == state_hash(
+        train(start, tmp_path / "without", replace(longer, evaluate_every=0))
+    )
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_teacher_s_passes_are_counted(start, tmp_path, parts):
+    recipe = replace(RECIPE, steps=2, distillation=DistillationConfig(), accumulate=parts)
+    train(start, tmp_path, recipe)
+    cost = load_result(tmp_path / "p" / "result.json").cost
+    # In parts, the first batch is seen whole once more: both networks' passes.
+    passes = 2 * 2 + (2 if parts > 1 else 0)
+    assert (cost.forward_passes, cost.backward_passes) == (passes, 2)
+    assert cost.images == passes * 64
+
+
 def test_divergence_of_gaussians_by_hand():
     first = torch.tensor([[0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
     second = torch.tensor([[0.0, 3.0], [1.0, 4.0]], dtype=torch.float64)
@@ -124,8 +172,6 @@ def test_divergence_of_gaussians_by_hand():
 def test_freezing_stops_more_layers_stage_by_stage(start, tmp_path):
     recipe = replace(RECIPE, freezing=FreezingConfig(stages=2, share=0.5))
     run(make_spec(start, recipe), PhaseContext.alone(tmp_path))
-    from trainers.results import load_result
-
     result = load_result(tmp_path / "p" / "result.json")
     assert len(result.facts["frozen_layers"]) == 8 * 2 // 3
     # Two stages, two extra passes each.

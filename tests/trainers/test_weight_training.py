@@ -169,6 +169,8 @@ def test_a_diverged_policy_is_a_result_and_the_next_is_trained(batch, start, tmp
     assert "update" in diverged.facts["diverged"]
     assert "top1" not in diverged.metrics
     assert diverged.cost.images > 0
+    expected = load_result(tmp_path / "high" / "result.json").facts["data_fingerprint"]
+    assert diverged.facts["data_fingerprint"] == expected
     assert not (tmp_path / "low" / "weights.pt").exists()
     assert not (tmp_path / "high" / "checkpoints").exists()
     assert trained(tmp_path, "high")[1].metrics["top1"] > 0

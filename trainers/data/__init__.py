@@ -6,6 +6,7 @@ from trainers.data.sources import (
     data_names,
     input_rule,
     input_shape,
+    known_classes,
     load_data,
     source_fingerprint,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "evaluation_batches",
     "input_rule",
     "input_shape",
+    "known_classes",
     "load_data",
     "source_fingerprint",
 ]

@@ -94,7 +94,7 @@ def viewed_shape(spec: DataSpec) -> tuple[int, int, int]:
     return view.channels, view.resolution, view.resolution
 
 
-def known_classes(spec: DataSpec) -> int | None:
+def declared_classes(spec: DataSpec) -> int | None:
     """Number of classes as the layout tells it, without reading labels; None where it does not.
 
     Raises:
@@ -105,7 +105,7 @@ def known_classes(spec: DataSpec) -> int | None:
     if spec.name == "imagefolder":
         return len(class_names(spec.path))
     manifest = Path(spec.path) / MANIFEST
-    if spec.name != "imagenet_parquet" or not manifest.is_file():
+    if not manifest.is_file():
         return None
     try:
         return len(json.loads(manifest.read_text())["classes"])

@@ -68,11 +68,15 @@ def normalisation_of(spec: DataSpec) -> Normalisation:
     """Mean and std of the options, else ImageNet's.
 
     Raises:
-        DataError: not one positive deviation a channel.
+        DataError: not a number a channel, or a deviation that is not positive.
     """
-    mean, std = tuple(spec.options.get("mean", MEAN)), tuple(spec.options.get("std", STD))
+    mean = _channels(spec.options, "mean", MEAN)
+    std = _channels(spec.options, "std", STD)
     if len(mean) != len(std) or any(s <= 0 for s in std):
-        raise DataError(f"data.options: mean {mean} and std {std} must be positive, one a channel")
+        raise DataError(
+            f"data.options: mean {list(mean)} and std {list(std)} are one number a channel each, "
+            "and every std is above 0"
+        )
     return Normalisation(mean=mean, std=std)
 
 
@@ -154,6 +158,24 @@ def _whole(options: Mapping[str, Any], name: str, default: int, *, least: int) -
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise DataError(f"data.options.{name} is {value!r}; it is a whole number, {least} or more")
     return value
+
+
+def _channels(
+    options: Mapping[str, Any], name: str, default: tuple[float, ...]
+) -> tuple[float, ...]:
+    value = options.get(name, default)
+    numbers = value if isinstance(value, (list, tuple)) else ()
+    if not numbers or not all(_is_number(each) for each in numbers):
+        raise DataError(
+            f"data.options.{name} is {value!r}; it is a list of numbers, one a channel: [0.5] for "
+            "grey images, [0.485, 0.456, 0.406] in colour"
+        )
+    return tuple(numbers)
+
+
+def _is_number(value: Any) -> bool:
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_one and math.isfinite(value)
 
 
 def _range(value: Any, name: str, *, most: float) -> tuple[float, float]:

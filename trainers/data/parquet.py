@@ -90,6 +90,8 @@ def _decode(encoded: bytes | None, path: Path, row: int) -> np.ndarray:
         with Image.open(io.BytesIO(encoded or b"")) as image:
             # A palette's pixels are indices into it, not grey levels.
             array = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+    except MemoryError:
+        raise
     except Exception as error:
         raise DataError(f"{path}, row {row}: broken image: {error}") from error
     if array.dtype != np.uint8:

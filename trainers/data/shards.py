@@ -87,6 +87,8 @@ class ShardReader:
             if error.errno is not None:
                 raise unreadable(self.place(index), error) from error
             raise BrokenImageError(str(error)) from error  # Arrow's word for bytes it cannot read
+        except MemoryError:
+            raise  # Arrow's own is an ArrowException too, and breaks no image
         except pa.ArrowException as error:
             raise BrokenImageError(str(error)) from error
 

@@ -186,6 +186,27 @@ def input_rule(spec: DataSpec) -> dict[str, Any]:
     return {**rule, "mean": list(normalisation.mean), "std": list(normalisation.std)}
 
 
+def known_classes(spec: DataSpec) -> int | None:
+    """Number of classes as the set or its layout declares it, without reading labels.
+
+    Returns:
+        None where nothing declares it, or the images are not here.
+
+    Raises:
+        DataError: unknown name, no such folder, or a damaged manifest.
+    """
+    _check_name(spec.name)
+    if spec.name == "digits":
+        return 10
+    if spec.name == "torchvision":
+        return _torchvision_classes(spec)
+    if spec.name in ON_DEMAND:
+        from trainers.data.large_sets import declared_classes
+
+        return declared_classes(spec)
+    return None
+
+
 def source_fingerprint(spec: DataSpec) -> str:
     """A quick hash of what the specification points at, for telling whether a step is current.
 
@@ -228,6 +249,12 @@ def _torchvision_shape(spec: DataSpec) -> tuple[int, int, int]:
     from trainers.data.torchvision_sets import shape_of
 
     return shape_of(spec.options.get("dataset"))
+
+
+def _torchvision_classes(spec: DataSpec) -> int:
+    from trainers.data.torchvision_sets import classes_of
+
+    return classes_of(spec.options.get("dataset"))
 
 
 _SHAPES: dict[str, Callable[[DataSpec], tuple[int, int, int]]] = {

@@ -32,6 +32,16 @@ def shape_of(name: object) -> tuple[int, int, int]:
     return ARRAY_SETS[str(name)]
 
 
+def classes_of(name: object) -> int:
+    """Number of classes of a set.
+
+    Raises:
+        DataError: unknown set.
+    """
+    shape_of(name)
+    return 100 if name == "CIFAR100" else 10
+
+
 def read_images(
     root: str, options: Mapping[str, Any], normalisation: Normalisation
 ) -> tuple[InMemoryImages, InMemoryImages]:

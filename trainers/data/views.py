@@ -120,29 +120,40 @@ def decode(encoded: bytes, channels: int) -> Tensor:
 
     Raises:
         BrokenImageError: no image, cut short, or of more than 8 bits a channel.
+        MemoryError: of whatever kind: the image may be whole.
     """
+    # Outside of the try: a package that is missing breaks no image.
+    from PIL import Image
+    from torchvision.io import ImageReadMode, decode_image
+
     try:
         if encoded.startswith((_JPEG, _PNG)) and not _is_deep_png(encoded):
-            from torchvision.io import ImageReadMode, decode_image
-
             mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
             # A copy: torch wants to own memory that it may write to.
             data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
             image: Tensor = decode_image(data, mode)
             return image
-        from PIL import Image
-
         with Image.open(io.BytesIO(encoded)) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise BrokenImageError(f"pixels of mode {opened.mode}; 8 bits a channel are needed")
             array = np.array(opened.convert("RGB" if channels == 3 else "L"))
-    except BrokenImageError:
+    except (BrokenImageError, MemoryError):
         raise
     except Exception as error:
+        if _is_out_of_memory(error):
+            raise
         # torchvision's messages begin with the place in its own source.
         reason = str(error).split("\n", 1)[0].rpartition(".cpp:")[2].rpartition(", ")[2]
         raise BrokenImageError(reason or type(error).__name__) from error
     return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch's CPU allocator and libjpeg have only words for it."""
+    words = ("DefaultCPUAllocator", "not enough memory", "alloc_cpu", "Insufficient memory")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def _is_deep_png(encoded: bytes) -> bool:

@@ -56,12 +56,14 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     columns: dict[str, list[Any]] = {name: [] for name in DISTRIBUTIONS_COLUMNS}
     metrics, cost = {}, Cost()
     ranges: dict[str, tuple[float, float]] = {}
+    fingerprint = ""
     for weight_bits in config.weight_bits:
         variances: dict[str, list[float]] = {}
         groups = [(a,) for a in acts] if config.training == "single" else [acts]
         for group in groups:
             choices = BitChoices(weight_bits=(weight_bits or 8,), act_bits=group)
             training = prepare(replace(spec, choices=choices), context, MetaMixConfig(meta=config))
+            fingerprint = training.data.fingerprint
             layers = config.layers or _two_layers(training)
             if not ranges:
                 ranges = _full_precision_ranges(training, config, layers)
@@ -87,7 +89,11 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         metrics=metrics,
         cost=cost,
         device=device_name(context.device),
-        facts={"layers": list(ranges), "training": config.training},
+        facts={
+            "data_fingerprint": fingerprint,
+            "layers": list(ranges),
+            "training": config.training,
+        },
     )
     if context.rank == 0:
         arrays = {name: pa.array(values) for name, values in columns.items()}
@@ -126,7 +132,8 @@ def _train(
         training.network.initialize([images.to(context.device)])
         return
     training.step.passes = tuple(passes)
-    move = training.move(MetaMixConfig(meta=config), 0)
+    # No search follows, so the schedule ends with this training.
+    move = training.move(MetaMixConfig(meta=config), 0, total=training.meta_updates)
     Training(
         model=training.network.model,
         plan=training.plan,

@@ -57,13 +57,14 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     assert spec.choices is not None, "the plan gives every search phase its candidates"
     columns: dict[str, list[Any]] = {name: [] for name in DRIFT_COLUMNS}
     metrics, cost = {}, Cost()
-    layer = norm = ""
+    layer = norm = fingerprint = ""
     for variant in config.variants:
         training = prepare(
             replace(spec, choices=_choices(spec.choices, config, variant)),
             context,
             MetaMixConfig(meta=config),
         )
+        fingerprint = training.data.fingerprint
         layer = layer or _watched_layer(training, config)
         norm = norm or _norm_behind(spec, context, layer)
         watch = _Watch(training, config, variant, layer, norm, spec.seed)
@@ -91,7 +92,12 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
         metrics=metrics,
         cost=cost,
         device=device_name(context.device),
-        facts={"layer": layer, "norm": norm, "variants": list(config.variants)},
+        facts={
+            "data_fingerprint": fingerprint,
+            "layer": layer,
+            "norm": norm,
+            "variants": list(config.variants),
+        },
     )
     if context.rank == 0:
         arrays = {name: pa.array(values) for name, values in columns.items()}
@@ -119,7 +125,8 @@ class _Watch:
         self.change_every = config.change_every or training.plan.num_batches
         self.candidates = training.network.layers[layer].act_quantizer.candidates
         self.records: list[tuple[int, int, float, float]] = []
-        move = training.move(MetaMixConfig(meta=config), 0)
+        # No search follows, so the schedule ends with the observation.
+        move = training.move(MetaMixConfig(meta=config), 0, total=training.meta_updates)
         self.move = replace(move, accumulate=self._accumulate, after=self._record)
 
     def drawn_bits(self, update: int) -> int:
@@ -160,7 +167,10 @@ class _Watch:
             training.meter.forward(len(labels))
             return loss
         training.network.restore_bits(self._bits(update))
-        loss = training.loss(model(images), labels, training.loss.targets(images))
+        soft = training.loss.targets(images)
+        if soft is not None:
+            training.meter.forward(len(labels))
+        loss = training.loss(model(images), labels, soft)
         training.meter.forward(len(labels))
         backward(model, loss)
         training.meter.backward()

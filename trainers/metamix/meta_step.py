@@ -63,6 +63,8 @@ class MetaStep:
         """Leave the gradient of the mean loss over all widths; returns that loss."""
         images, labels = batch
         soft = self.loss.targets(images)
+        if soft is not None:
+            self.meter.forward(len(labels))
         losses = []
         for bits in self.passes:
             self.network.restore_bits(bits)

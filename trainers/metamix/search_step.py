@@ -59,6 +59,8 @@ class SearchStep:
         images, labels = batch
         with self._searching():
             soft = self.loss.targets(images)
+            if soft is not None:
+                self.meter.forward(len(labels))
             loss = self.loss(self.network.model(images), labels, soft)
             self.meter.forward(len(labels))
             penalty = self.target.penalty(

@@ -53,10 +53,17 @@ class MetaTraining:
     meta_updates: int
     search_updates: int
 
-    def move(self, recipe: MetaMixConfig, first: int) -> Move:
-        """The meta update, whose schedule runs through both phases; ``first`` is where it is."""
+    def move(self, recipe: MetaMixConfig, first: int, total: int | None = None) -> Move:
+        """The meta update.
+
+        Args:
+            recipe: rates.
+            first: where in the schedule this phase begins.
+            total: updates of the schedule; None = those of both phases, through which it runs.
+        """
         meta = recipe.meta
-        total = self.meta_updates + self.search_updates
+        if total is None:
+            total = self.meta_updates + self.search_updates
         return Move(
             name="meta",
             optimizer=self.optimizer,

@@ -9,14 +9,16 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from trainers.errors import ModelError
 from trainers.models.cifar_resnet import CifarResNet
 from trainers.models.mobilenet_v1 import MobileNetV1
-from trainers.models.weights import load_weights, torchvision_state
+from trainers.models.published import fetched_file, published_state, published_weights
+from trainers.models.weights import load_weights, read_state
 from trainers.phases import ModelSpec
 
 _CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56)
@@ -32,6 +34,12 @@ def _cifar(depth: int) -> Callable[..., nn.Module]:
 _OWN: Mapping[str, Callable[..., nn.Module]] = {
     **{f"cifar_resnet{depth}": _cifar(depth) for depth in _CIFAR_DEPTHS},
     "mobilenet_v1": MobileNetV1,
+}
+
+# Classifiers beside the last one, by attribute: in training they make the output a tuple.
+_AUXILIARY: Mapping[str, tuple[str, ...]] = {
+    "googlenet": ("aux1", "aux2"),
+    "inception_v3": ("AuxLogits",),
 }
 
 
@@ -50,23 +58,79 @@ def model_names(*, torchvision: bool = True) -> tuple[str, ...]:
 def build_model(spec: ModelSpec) -> nn.Module:
     """The network of ``spec`` with its weights loaded, on the CPU in training mode.
 
+    Auxiliary classifiers are taken out, as torchvision takes them out of pretrained networks:
+    nothing here trains on more than one output.
+
     Raises:
         ModelError: unknown name, options the network does not take, or weights that are missing,
             unreadable or another network's.
     """
+    check_weights(spec)
     model = _create(spec)
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"model {spec.name!r}: the factory returned {type(model).__name__}, not a Module"
         )
-    published, _, which = (spec.weights or "").partition(":")
-    if published == "torchvision":
-        if spec.name in _OWN or ":" in spec.name:
-            raise ModelError(f"model {spec.name!r}: torchvision publishes no weights for it")
-        load_weights(model, torchvision_state(spec.name, which), "torchvision's published weights")
-    elif spec.weights is not None:
-        load_weights(model, spec.weights, spec.weights)
+    _take_out_heads(spec.name, model)
+    if spec.weights is None:
+        return model
+    which = _published(spec)
+    state = read_state(Path(spec.weights)) if which is None else published_state(spec.name, which)
+    where = spec.weights if which is None else "torchvision's published weights"
+    load_weights(model, _without_heads(spec.name, state), where)
     return model
+
+
+def check_weights(spec: ModelSpec) -> None:
+    """Refuse a network or published weights that cannot be meant; nothing is built or fetched.
+
+    Raises:
+        ModelError: unknown name; nobody publishes the weights, or they were trained on inputs of
+            another scale and the options do not say which is given.
+    """
+    _factory(spec.name)
+    which = _published(spec)
+    if which is None:
+        return
+    if spec.name in _OWN or ":" in spec.name:
+        raise ModelError(f"model {spec.name!r}: torchvision publishes no weights for it")
+    published_weights(spec.name, which)
+    if spec.name in _AUXILIARY and "transform_input" not in spec.options:
+        raise ModelError(
+            f"model {spec.name!r}: torchvision's weights are for pixels of mean and deviation 0.5; "
+            "set model.options.transform_input: true beside ImageNet's mean and std (the default), "
+            "false where data.options give 0.5"
+        )
+
+
+def weights_file(spec: ModelSpec) -> Path | None:
+    """The file that ``build_model`` reads weights from; None = fresh ones.
+
+    Raises:
+        ModelError: published weights that are not here and cannot be fetched, or differ.
+    """
+    which = _published(spec)
+    if which is not None:
+        return fetched_file(spec.name, which)
+    return None if spec.weights is None else Path(spec.weights)
+
+
+def _published(spec: ModelSpec) -> str | None:
+    """Which of torchvision's weights are asked for, empty for the newest; None = none of them."""
+    who, _, which = (spec.weights or "").partition(":")
+    return which if who == "torchvision" else None
+
+
+def _take_out_heads(name: str, model: Any) -> None:
+    for head in _AUXILIARY.get(name, ()):
+        setattr(model, head, None)
+        # Read by the forward pass: a tuple or the logits.
+        model.aux_logits = False
+
+
+def _without_heads(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    heads = tuple(f"{p}{head}." for head in _AUXILIARY.get(name, ()) for p in ("", "module."))
+    return {key: value for key, value in state.items() if not key.startswith(heads)}
 
 
 def _create(spec: ModelSpec) -> nn.Module:

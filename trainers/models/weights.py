@@ -24,19 +24,18 @@ _OPTIONAL = "num_batches_tracked"
 _CHUNK_BYTES = 1 << 20
 
 
-def load_weights(model: nn.Module, source: str | Mapping[str, Tensor], where: str) -> None:
-    """Load a file or a state dict into ``model``; every key and shape must fit.
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict into ``model``; every key and shape must fit.
 
     Args:
         model: changed in place, or not at all when an error is raised.
-        source: path of the file, or the state dict itself.
-        where: what to call the source in messages.
+        state: of ``read_state``.
+        where: what to call its source in messages.
 
     Raises:
-        ModelError: the file is missing or unreadable, or holds another network's weights; the
-            message names the first key that differs and both shapes.
+        ModelError: it is another network's; the message names the first key that differs and both
+            shapes.
     """
-    state = read_state(Path(source)) if isinstance(source, str) else source
     state = {key.removeprefix("module."): value for key, value in state.items()}
     difference = _first_difference(model.state_dict(), state)
     if difference:
@@ -85,57 +84,6 @@ def weights_hash(path: str | Path) -> str:
     except OSError as error:
         raise ModelError(f"weights {path}: {error.strerror or error}") from error
     return digest.hexdigest()
-
-
-def published_weights(name: str, which: str = "") -> Any:
-    """Torchvision's entry for a network's published weights; nothing is fetched.
-
-    Args:
-        name: of the network.
-        which: ``IMAGENET1K_V1`` ...; empty = the newest, which torchvision may change.
-
-    Raises:
-        ModelError: there are none, or none of that name; the message lists those there are.
-    """
-    from torchvision import models
-
-    try:
-        entries = models.get_model_weights(name)
-    except ValueError as error:
-        raise ModelError(f"model {name!r}: torchvision publishes no weights for it") from error
-    try:
-        return entries[which or "DEFAULT"]
-    except KeyError:
-        raise ModelError(
-            f"model {name!r}: torchvision publishes no weights {which!r} for it; there are "
-            f"{', '.join(entries.__members__)}"
-        ) from None
-
-
-def published_file(name: str, which: str = "") -> Path:
-    """Where torchvision keeps those weights once they are downloaded; it may not exist yet.
-
-    Raises:
-        ModelError: see ``published_weights``.
-    """
-    url: str = published_weights(name, which).url
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-
-
-def torchvision_state(name: str, which: str = "") -> dict[str, Tensor]:
-    """Torchvision's published weights of a network, downloaded once by torchvision.
-
-    Raises:
-        ModelError: there are none, or they cannot be fetched.
-    """
-    published = published_weights(name, which)
-    try:
-        return dict(published.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        raise ModelError(
-            f"model {name!r}: torchvision's weights cannot be fetched ({error}); give the path of "
-            "a local file instead"
-        ) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

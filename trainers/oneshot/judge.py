@@ -19,7 +19,7 @@ from trainers.errors import DataError, ModelError
 from trainers.limpq.joint import load_joint
 from trainers.meters import Meter
 from trainers.oneshot.config import JudgeConfig
-from trainers.oneshot.measure import Measured, decoded, measure, refresh_norms
+from trainers.oneshot.measure import Measured, decoded, measure, num_images, refresh_norms
 from trainers.phases import PhaseContext, PhaseSpec
 from trainers.quant.handle import QuantNetwork
 from trainers.seeds import generator
@@ -85,7 +85,7 @@ class Judge:
         )  # fmt: skip
         if self.norm_batches:
             refresh_norms(self.network.model, self.norm_batches, self.alive)
-        self.meter.images += sum(len(y) for _, y in (*self.norm_batches, *self.batches))
+        self.meter.images += num_images(self.norm_batches) + num_images(self.batches)
         return measure(self.network.model, self.batches, self.alive)
 
 

@@ -1,4 +1,4 @@
-"""What does one rank alone say about a network? Loss and top-1 on images that it holds in memory.
+"""What does one rank alone say about a network? Loss and top-1 on a sample of images.
 
 Policies, not images, are shared out between ranks, so every policy is judged whole by one process
 and its loss does not depend on how many ranks there are. Nothing here talks to another rank.
@@ -7,8 +7,9 @@ and its loss does not depend on how many ranks there are. Nothing here talks to 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,13 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainers.data.batches import Batch
-from trainers.data.images import ImageSet
+from trainers.data.images import ImageSet, Request
 from trainers.errors import DivergedError
 from trainers.phases import PhaseContext
 from trainers.quant.tracing import evaluating
+
+# A sample up to this size is kept as it is evaluated: 3,566 images of 3 x 224 x 224 in float32.
+HELD_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,40 +34,88 @@ class Measured:
     top1: float
 
 
+class Streamed(Sequence[Batch]):
+    """Batches on the device that are decoded anew at every walk, for samples too large to hold.
+
+    Args:
+        images: the set.
+        parts: indices of each batch.
+        device: of the network.
+    """
+
+    def __init__(self, images: ImageSet, parts: Sequence[Tensor], device: str) -> None:
+        self.images, self.parts, self.device = images, parts, device
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, at: int | slice) -> Batch | Sequence[Batch]:
+        if isinstance(at, slice):
+            return Streamed(self.images, self.parts[at], self.device)
+        return next(iter(self[at : at + 1 or None]))
+
+    def __iter__(self) -> Iterator[Batch]:
+        pinned = self.device.startswith("cuda")
+        requests = (Request(indices=part) for part in self.parts)
+        for x, y in self.images.batches(requests, pinned=pinned):
+            x = x.to(self.device, non_blocking=True)
+            yield (
+                x.contiguous(memory_format=torch.channels_last),
+                y.to(self.device, non_blocking=True),
+            )
+
+
 def decoded(
     images: ImageSet, indices: Tensor, batch: int, context: PhaseContext
-) -> tuple[Batch, ...]:
-    """Images as they are evaluated, in batches on the device: decoded once for all policies."""
+) -> Sequence[Batch]:
+    """Images as they are evaluated, in batches on the device.
+
+    They are decoded once for all measurements and held if they take up to ``HELD_BYTES``, else
+    decoded again for each: the whole test split of ImageNet takes 30 GB.
+    """
     if not len(indices):
         return ()  # split would give one empty part
-    found = []
-    for part in torch.split(indices, batch):
+    batches = Streamed(images, torch.split(indices, batch), context.device)
+    held: list[Batch] = []
+    for x, y in batches:
         context.alive()
-        x, y = images.batch(part, None)
-        x = x.to(context.device).contiguous(memory_format=torch.channels_last)
-        found.append((x, y.to(context.device)))
-    return tuple(found)
+        if not held and len(indices) * x.nbytes > HELD_BYTES * len(x):
+            return batches
+        held.append((x, y))
+    return tuple(held)
+
+
+def num_images(batches: Sequence[Batch]) -> int:
+    """Images of a whole walk; none is decoded to count them."""
+    if isinstance(batches, Streamed):
+        return sum(map(len, batches.parts))
+    return sum(len(labels) for _, labels in batches)
 
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, batches: tuple[Batch, ...], alive: Callable[[], None] = lambda: None
+    model: nn.Module, batches: Iterable[Batch], alive: Callable[[], None] = lambda: None
 ) -> Measured:
     """Loss and top-1 of ``model`` in evaluation mode; ``alive`` is called before every batch.
 
     Raises:
         DivergedError: the loss is not finite.
     """
-    device = batches[0][0].device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums: Tensor | None = None
     count = 0
     with evaluating(model):
         for x, y in batches:
             alive()
             logits = model(x).float()
             loss = F.cross_entropy(logits, y, reduction="sum")
-            sums += torch.stack([loss.double(), (logits.argmax(dim=1) == y).sum().double()])
+            both = torch.stack([loss.double(), (logits.argmax(dim=1) == y).sum().double()])
+            sums = both if sums is None else sums + both
             count += len(y)
+    assert sums is not None, "nothing is measured on no images"
     loss_sum, correct = sums.tolist()
     if not math.isfinite(loss_sum):
         raise DivergedError(
@@ -75,7 +127,7 @@ def measure(
 
 @torch.no_grad()
 def refresh_norms(
-    model: nn.Module, batches: tuple[Batch, ...], alive: Callable[[], None] = lambda: None
+    model: nn.Module, batches: Iterable[Batch], alive: Callable[[], None] = lambda: None
 ) -> None:
     """Replace BatchNorm running statistics by the average over ``batches``, as now reached.
 
