@@ -7,7 +7,6 @@ return an ``ExitCode``.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -21,7 +20,13 @@ from typing import Any, TextIO, cast
 
 import click
 
-from orchestrator.errors import ExitCode, ResourceError, UserError
+from orchestrator.errors import (
+    ExitCode,
+    ResourceError,
+    UserError,
+    is_storage_refusal,
+    room_exit_code,
+)
 from orchestrator.redact import redacted_text
 
 # One line each, here and not in the files, so that listing the verbs imports none of them.
@@ -47,12 +52,6 @@ VERBS: Mapping[str, str] = {
     "data": "Prepare images: pack an image folder into Parquet shards.",
     "doctor": "Check versions, names, disk and security settings.",
 }
-
-
-_STORAGE_ERRORS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ESTALE,
-)  # fmt: skip
 
 
 # What these make is what they print: nobody waits for the rest when the reader has left.
@@ -190,7 +189,7 @@ def _ended(arguments: list[str]) -> ExitCode:
             return ExitCode.DONE  # rich prints tables, and leaves with 1 over the same reader
         raise
     except OSError as error:
-        if error.errno not in _STORAGE_ERRORS:
+        if not is_storage_refusal(error):
             return _report_defect(error)
         told = ResourceError(
             f"storage refused: {error.strerror}", str(error.filename or ""),
@@ -199,7 +198,7 @@ def _ended(arguments: list[str]) -> ExitCode:
         click.echo(f"mpq: {told}", err=True)
         return told.exit_code
     except Exception as error:
-        code = _room_exit_code(error)
+        code = room_exit_code(error)
         if code is not None:
             # Another room's words may quote what it was given.
             click.echo(f"mpq: {redacted_text(str(error))}", err=True)
@@ -212,20 +211,6 @@ def _invoke(arguments: list[str]) -> object:
     """Parse and run; not ``cli.main``, which turns a reader that left into exit code 1."""
     with cli.make_context("mpq", arguments) as context:
         return cli.invoke(context)
-
-
-def _room_exit_code(error: Exception) -> ExitCode | None:
-    """The exit code of an error that another room raised on purpose, else None."""
-    from solvers.errors import SolverFailedError, SolversError
-    from trainers.errors import DivergedError, InterruptedPhaseError, TrainersError
-
-    if isinstance(error, SolverFailedError):
-        return ExitCode.INTERNAL
-    if isinstance(error, DivergedError):
-        return ExitCode.INCOMPLETE
-    if isinstance(error, InterruptedPhaseError):
-        return ExitCode.INTERRUPTED
-    return ExitCode.BAD_INPUT if isinstance(error, (SolversError, TrainersError)) else None
 
 
 def _report_defect(error: Exception) -> ExitCode:

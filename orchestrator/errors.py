@@ -7,9 +7,15 @@ worker process survives the pickle round trip to the driver.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar
+
+_STORAGE_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ESTALE,
+)  # fmt: skip
 
 
 class ExitCode(IntEnum):
@@ -91,6 +97,35 @@ class TerminatedRunError(UserError):
     """SIGTERM stopped the run at a point it can go on from."""
 
     exit_code = ExitCode.TERMINATED
+
+
+def exit_code_of(error: Exception) -> ExitCode:
+    """What the command ends with after an error; INTERNAL for what nobody raised on purpose."""
+    if isinstance(error, UserError):
+        return error.exit_code
+    if is_storage_refusal(error):
+        return ExitCode.RESOURCES
+    code = room_exit_code(error)
+    return ExitCode.INTERNAL if code is None else code
+
+
+def is_storage_refusal(error: Exception) -> bool:
+    """Whether a file system said no: full, read-only, forbidden, broken."""
+    return isinstance(error, OSError) and error.errno in _STORAGE_ERRORS
+
+
+def room_exit_code(error: Exception) -> ExitCode | None:
+    """The exit code of an error that another room raised on purpose, else None."""
+    from solvers.errors import SolverFailedError, SolversError
+    from trainers.errors import DivergedError, InterruptedPhaseError, TrainersError
+
+    if isinstance(error, SolverFailedError):
+        return ExitCode.INTERNAL
+    if isinstance(error, DivergedError):
+        return ExitCode.INCOMPLETE
+    if isinstance(error, InterruptedPhaseError):
+        return ExitCode.INTERRUPTED
+    return ExitCode.BAD_INPUT if isinstance(error, (SolversError, TrainersError)) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

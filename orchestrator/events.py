@@ -20,7 +20,7 @@ STEP_RESTARTED = "step_restarted"
 """``step``, ``attempt``, ``failure`` (its class), ``reason``, ``wait_s``, ``num_workers``."""
 
 RUN_INTERRUPTED = "run_interrupted"
-"""``signal``, ``step``."""
+"""``signal`` (0 for none), ``exit_code``: the attempt ended before the run did."""
 
 RUN_FINISHED = "run_finished"
 """``exit_code``, ``wall_s``, ``spent``: wall seconds by what they were spent on."""

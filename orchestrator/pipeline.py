@@ -18,7 +18,7 @@ from orchestrator.cells import limpq_transforms, trained_limits
 from orchestrator.cluster import OnDemandCluster
 from orchestrator.config import LoadedConfig
 from orchestrator.drift import refuse_drift
-from orchestrator.errors import ExitCode, InterruptedRunError, TerminatedRunError
+from orchestrator.errors import ExitCode, exit_code_of
 from orchestrator.evidence import evidence_parts
 from orchestrator.forecast.images_at_hand import require_path
 from orchestrator.ledger import USEFUL, overhead_share
@@ -93,10 +93,7 @@ def _attempt(session: Session) -> ExitCode:
     except (TrainersError, SolversError) as refusal:
         # What a step was given is wrong: the run ends like any other, and the command says so.
         _block_the_rest(session, plan, str(refusal))
-        _finish(session)
-        raise
-    except (InterruptedRunError, TerminatedRunError):
-        session.journal.event(events.RUN_INTERRUPTED, {"signal": session.asked_to_stop})
+        _finish(session, exit_code_of(refusal))
         raise
     return _finish(session)
 
@@ -229,15 +226,16 @@ def _announce(session: Session, plan: Plan) -> None:
             session.say(f"infeasible, found before training: {limits.problem}")
 
 
-def _finish(session: Session) -> ExitCode:
+def _finish(session: Session, refused: ExitCode | None = None) -> ExitCode:
     """Write what people read, mirror what is recorded, and say how it ended."""
     store, journal = session.store, session.journal
     with session.ledger.span("report"):
         figures = draw_figures(store, journal.view)
     if session.mirror is not None:
         with session.ledger.span("MLflow"):
-            session.mirror.finish()
+            session.mirror.catch_up()
     code = ExitCode.INCOMPLETE if _incomplete(newest_records(journal.view)) else ExitCode.DONE
+    code = refused or code
     spent = session.ledger.shares()
     journal.event(
         events.RUN_FINISHED,

@@ -80,6 +80,18 @@ def secrets_of(tree: Any, key: str = "") -> frozenset[str]:
     return frozenset(s for s in _secrets(tree, key) if len(s) >= _SHORTEST)
 
 
+def keys_of_secrets(tree: Mapping[str, Any], above: str = "") -> tuple[str, ...]:
+    """Dotted keys of a configuration whose values hold secrets."""
+    found: list[str] = []
+    for name, inner in tree.items():
+        place = f"{above}.{name}" if above else str(name)
+        if isinstance(inner, Mapping) and not is_secret_name(str(name)):
+            found += keys_of_secrets(inner, place)
+        elif secrets_of(inner, str(name)):
+            found.append(place)
+    return tuple(found)
+
+
 def hider(tree: Any) -> Callable[[Any], Any]:
     """A function that hides a configuration's secrets in any text or tree, wherever they stand."""
     known = sorted(secrets_of(tree), key=len, reverse=True)

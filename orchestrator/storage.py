@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.errors import ResourceError, StoreError
+from orchestrator.errors import ResourceError, StoreError, UserError
 from orchestrator.journal import read_journal
 from orchestrator.leftovers import sha256_of
 from orchestrator.lock import RunLock
-from orchestrator.redact import redacted_text
+from orchestrator.redact import keys_of_secrets, redacted_text, secrets_of
 from orchestrator.store import RunStore
+from orchestrator.yaml_source import read_yaml
 from solvers.atomic import TEMPORARY, write_atomically
 
 SCHEMA = "push/1"
@@ -56,10 +57,12 @@ def push(store: RunStore, uri: str) -> Transfer:
 
     Raises:
         LockedError: the run is going on.
+        UserError: its configuration holds a secret.
         ResourceError: the storage cannot be reached or written, or gave back something else.
     """
     read_journal(store.journal_path)
     with RunLock(store.lock_path), _Storage(uri, store.name) as there:
+        _refuse_secrets(store.config_path, there.place)
         before = there.manifest()
         files = {relative: _fact(store.root / relative) for relative in _files(store.root)}
         moved = [r for r, fact in files.items() if before.get(r) != fact]
@@ -215,6 +218,27 @@ def _contained(root: Path, relative: str) -> Path:
     if PurePosixPath(relative).is_absolute() or not path.resolve().is_relative_to(root.resolve()):
         raise StoreError("the copy names a file outside its run", relative)
     return path
+
+
+def _refuse_secrets(path: Path, place: str) -> None:
+    """What was typed is kept for its owner; a bucket has other readers.
+
+    Everything else in the folder was written without secrets. Comments are looked at because who
+    takes a value out may leave it in one.
+    """
+    if not path.is_file():
+        return
+    tree = read_yaml(path).tree
+    held = list(keys_of_secrets(tree if isinstance(tree, dict) else {}))
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        held += [f"the comment of line {number}"] if secrets_of(line.partition("#")[2]) else []
+    if held:
+        raise UserError(
+            f"the run's configuration holds a secret, and is not copied to {place}", str(path),
+            f"in {', '.join(held)}: whoever reads the copy would have it",
+            "take it out there and in the experiment file, give storage keys and MLflow's login "
+            "in the environment (SECURITY.md), and push again",
+        )  # fmt: skip
 
 
 def _refuse_another(store: RunStore, there: _Storage) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ FILE = "experiment.yaml"
 _RUN_KEY = "mpq_run"
 # `mpq run` saves a checkpoint when it is asked to stop; Ray kills after 3 s by default.
 STOP_WAIT_S = 120
-_POLL_S = 2.0
 _PATHS = ("data.path", "model.weights")
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -206,18 +205,10 @@ class Jobs:
         with self._told():
             return str(self._client.get_job_logs(job_id))
 
-    def follow(self, job_id: str, write: Callable[[str], None], sleep: Any = time.sleep) -> Job:
-        """Pass on what the driver writes until it ends; its last state."""
-        shown = 0
-        while True:
-            job = self.state(job_id)
-            text = self.log(job_id)
-            if len(text) > shown:
-                write(text[shown:])
-                shown = len(text)
-            if job.ended:
-                return job
-            sleep(_POLL_S)
+    def stream(self, job_id: str) -> AsyncIterator[str]:
+        """What its driver writes, from the beginning, as it comes; ends with the job."""
+        found: AsyncIterator[str] = self._client.tail_job_logs(job_id)
+        return found
 
     def stop(self, job_id: str) -> bool:
         """Ask the run to save and end; false when it had ended before."""

@@ -10,7 +10,6 @@ line in the outcome, and what was not mirrored stays on the list.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +18,15 @@ from typing import Any
 from orchestrator import events
 from orchestrator.config_schema import TrackingConfig
 from orchestrator.journal import JournalView
-from orchestrator.leftovers import sha256_of
-from orchestrator.mirror_state import MirrorError, MirrorState, exclusive, read_state, write_state
+from orchestrator.mirror_state import MirrorError, exclusive, read_state, write_state
 from orchestrator.records import RunRecord, State, alpha_text
 from orchestrator.redact import redacted, redacted_text
 from orchestrator.results import results_of
 from orchestrator.runs import newest_records
 from orchestrator.store import RunStore
+from orchestrator.tracking_files import fit_to_show, log_files, log_run_files
 from orchestrator.tracking_tables import log_results, results_table
 from orchestrator.tracking_values import flat, method_metrics, milliseconds, named
-from orchestrator.yaml_source import dump_yaml
 
 _TAG_RECORD, _TAG_RUN, _TAG_KIND = "mpq.record", "mpq.run_id", "mpq.kind"
 _PARENT = "run"
@@ -37,9 +35,6 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _MAX_TEXT = 4000
 # Another mirror of the same run is done within seconds; a new schema takes 5-13 s, more on NFS.
 _LOCK_WAIT_S, _SCHEMA_WAIT_S = 10.0, 120.0
-_MAX_ARTIFACT_BYTES = 8 << 20
-_ARTIFACT_SUFFIXES = (".json", ".png", ".svg", ".md", ".html", ".csv", ".parquet", ".yaml")
-_RUN_FILES = ("report.md", "report.html", "runs.parquet", "figures/*", "policies/*")
 _STUDY_FILES = ("report.md", "report.html", "results.csv", "results.json", "figures/*")
 _MLFLOW_STATUS = {
     State.FAILED: "FAILED", State.DIVERGED: "FAILED", State.TIMEOUT: "FAILED",
@@ -66,10 +61,15 @@ class SyncOutcome:
 
 @dataclass(slots=True)
 class _Index:
-    """What MLflow already has of this run: identity -> MLflow run id."""
+    """What MLflow already has of this run.
 
-    experiment_id: str
+    Attributes:
+        runs: identity -> MLflow run id.
+        params: names of the parent's parameters.
+    """
+
     runs: dict[str, str] = field(default_factory=dict)
+    params: frozenset[str] = frozenset()
 
 
 class Mirror:
@@ -147,7 +147,7 @@ class Mirror:
                     if record.record_id not in state.mirrored:
                         self._mirror(index, parent, view.run_id, record, appended_utc)
                         state.mirrored.add(record.record_id)
-                self._mirror_run_files(parent, state)
+                log_run_files(self._client, parent, self._store.root, state.files, self._config)
                 if any(e.kind == events.RUN_FINISHED for e in view.entries):
                     self._mirror_methods(index, view)
                     results = results_of(self._store.name, newest_records(view))
@@ -156,8 +156,11 @@ class Mirror:
                 self._end_parent(parent, view)
         except Exception as fault:
             error = _told(fault)
-        if self._store.root.is_dir():
-            write_state(self._store.root, state)
+        try:
+            if self._store.root.is_dir():
+                write_state(self._store.root, state)
+        except OSError as fault:
+            error = error or _told(fault)
         missing = {r.record_id for _, r in records} - state.mirrored
         return SyncOutcome(
             mirrored=len(state.mirrored),
@@ -173,12 +176,7 @@ class Mirror:
         tags = {_TAG_RECORD: _PARENT, _TAG_RUN: f"study/{name}", _TAG_KIND: "study"}
         found = self._create(index, _PARENT, f"{name} (study)", 0, tags, {})
         log_results(self._client, found, columns)
-        root = self._store.root
-        for pattern in _STUDY_FILES:
-            for path in sorted(root.glob(pattern)):
-                if _fit_to_show(path):
-                    folder = path.parent.relative_to(root).as_posix()
-                    self._client.log_artifact(found, str(path), None if folder == "." else folder)
+        log_files(self._client, found, self._store.root, _STUDY_FILES, {})
         self._client.set_terminated(found, "FINISHED")
 
     def _connect(self) -> None:
@@ -219,7 +217,7 @@ class Mirror:
         return (self._store.runs_dir / "mlartifacts").as_uri()
 
     def _read_index(self, run_id: str) -> _Index:
-        index = _Index(self._experiment_id)
+        index = _Index()
         token: str | None = None
         while True:
             page = self._client.search_runs(
@@ -229,14 +227,15 @@ class Mirror:
                 page_token=token,
             )
             for run in page:
-                index.runs[run.data.tags.get(_TAG_RECORD, "")] = run.info.run_id
+                identity = run.data.tags.get(_TAG_RECORD, "")
+                index.runs[identity] = run.info.run_id
+                if identity == _PARENT:
+                    index.params = frozenset(run.data.params)
             token = page.token
             if not token:
                 return index
 
     def _ensure_parent(self, index: _Index, view: JournalView) -> str:
-        if _PARENT in index.runs:
-            return index.runs[_PARENT]
         started = next((e for e in view.entries if e.kind == events.RUN_STARTED), None)
         tags = {
             _TAG_RECORD: _PARENT, _TAG_RUN: view.run_id, "mpq.run": self._store.name,
@@ -244,7 +243,10 @@ class Mirror:
             "mpq.method": str(self._config.get("method", "")),
         }  # fmt: skip
         start_ms = milliseconds(started.time_utc) if started else 0
-        return self._create(index, _PARENT, self._store.name, start_ms, tags, self._flat_config())
+        # MLflow refuses another value, and `cluster` may change between attempts; but a server that
+        # died after it made the run lacks them, so what counts is what it has.
+        config = {k: text for k, text in flat(self._config, "") if named(k) not in index.params}
+        return self._create(index, _PARENT, self._store.name, start_ms, tags, config)
 
     def _mirror(
         self, index: _Index, parent: str, run_id: str, record: RunRecord, appended_utc: str
@@ -278,7 +280,7 @@ class Mirror:
             self._client.log_batch(found, metrics=metrics[start : start + 500])
         for role, relative in record.outputs.items():
             path = self._store.root / relative
-            if path.is_file() and _fit_to_show(path):
+            if path.is_file() and fit_to_show(path):
                 self._client.log_artifact(found, str(path), role.replace(":", "-"))
         status = _MLFLOW_STATUS.get(record.state, "FINISHED")
         self._client.set_terminated(found, status, end_time=end_ms)
@@ -327,28 +329,6 @@ class Mirror:
             self._client.log_batch(found, params=pairs[start : start + 100])
         return found
 
-    def _flat_config(self) -> dict[str, str]:
-        return dict(flat(self._config, ""))
-
-    def _mirror_run_files(self, parent: str, state: MirrorState) -> None:
-        """Report, tables, figures and policies of the run, when they are new or changed."""
-        sent, root = state.files, self._store.root
-        if "config.yaml" not in sent:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "config.yaml"
-                path.write_text(dump_yaml(self._config))
-                self._client.log_artifact(parent, str(path))
-            sent["config.yaml"] = "redacted"
-        for path in sorted({p for pattern in _RUN_FILES for p in root.glob(pattern)}):
-            if path.is_file() and _fit_to_show(path):
-                relative, digest = self._store.relative(path), sha256_of(path)
-                if sent.get(relative) != digest:
-                    folder_name = str(Path(relative).parent)
-                    self._client.log_artifact(
-                        parent, str(path), None if folder_name == "." else folder_name
-                    )
-                    sent[relative] = digest
-
     def _end_parent(self, parent: str, view: JournalView) -> None:
         last = next(
             (
@@ -363,7 +343,8 @@ class Mirror:
             return
         code = int(last.data.get("exit_code", -1))
         status = {0: "FINISHED", 3: "FINISHED"}.get(code, "FAILED")
-        if last.kind == events.RUN_INTERRUPTED:
+        # Somebody stopped it, and nothing is wrong with it.
+        if last.kind == events.RUN_INTERRUPTED and code in (-1, 130, 143):
             status = "KILLED"
         self._client.set_tag(parent, "mpq.exit_code", str(code))
         self._client.set_terminated(parent, status, end_time=milliseconds(last.time_utc))
@@ -384,10 +365,6 @@ def mirror_study(
     except Exception as fault:
         return _told(fault)
     return ""
-
-
-def _fit_to_show(path: Path) -> bool:
-    return path.suffix in _ARTIFACT_SUFFIXES and path.stat().st_size <= _MAX_ARTIFACT_BYTES
 
 
 def _told(error: Exception) -> str:

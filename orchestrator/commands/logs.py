@@ -56,12 +56,13 @@ def command(
 
 
 def _from_cluster(run: str, address: str, lines: int | None, follow: bool) -> ExitCode:
+    from orchestrator.follow import follow_job
     from orchestrator.submit import Jobs
 
     jobs = Jobs(address)
     job = jobs.find(run)
     if follow:
-        return jobs.follow(job.job_id, lambda text: click.echo(text, nl=False)).code
+        return follow_job(jobs, job.job_id, lambda text: click.echo(text, nl=False)).code
     click.echo(_last(jobs.log(job.job_id), lines), nl=False)
     return ExitCode.DONE
 

@@ -34,6 +34,7 @@ def command(
 
     Ctrl-C stops following, not the run: that is `mpq cancel`.
     """
+    from orchestrator.follow import follow_job
     from orchestrator.names import known_names
     from orchestrator.submit import Jobs, make_request
 
@@ -49,7 +50,7 @@ def command(
         click.echo(f"  stop    mpq cancel {job.job_id} {how}")
     if not no_follow:
         try:
-            job = jobs.follow(job.job_id, lambda text: click.echo(text, nl=False, err=as_json))
+            job = follow_job(jobs, job.job_id, lambda text: click.echo(text, nl=False, err=as_json))
         except KeyboardInterrupt:
             click.echo(f"the run goes on; to stop it: mpq cancel {job.job_id} {how}", err=True)
             return ExitCode.INTERRUPTED

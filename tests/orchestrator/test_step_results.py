@@ -14,8 +14,10 @@ import pytest
 from orchestrator import parallel_phases, pipeline
 from orchestrator import phase_step as phases
 from orchestrator import train_step as trainings
+from orchestrator.attempts import attempt
 from orchestrator.config import load_config
 from orchestrator.errors import LockedError
+from orchestrator.events import RUN_STARTED
 from orchestrator.ledger import Ledger
 from orchestrator.outcomes import failed_record
 from orchestrator.phase_step import phase_step
@@ -329,6 +331,23 @@ def test_who_lost_the_run_starts_no_trials_again(
     with pytest.raises(LockedError, match="taken over"):
         parallel_phases.phase_steps(session, work, cluster, phase="source", method="any")
     assert started == ["once"]
+
+
+def test_an_attempt_that_lost_its_run_ends_with_4_and_leaves_the_journal(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(TEXT.replace("NAME", "one"))
+    store, before = RunStore(tmp_path / "runs", "one"), b""
+    with (
+        pytest.raises(LockedError, match="taken over") as caught,
+        attempt(store, load_config(path).config, quiet=True) as session,
+    ):
+        session.journal.event(RUN_STARTED)
+        _lose(session)
+        before = store.journal_path.read_bytes()
+        session.journal.event("late")
+    assert caught.value.exit_code == 4
+    assert store.journal_path.read_bytes() == before
+    assert store.lock_path.read_text() == "{}"
 
 
 def test_a_refused_step_ends_the_run_with_a_report_and_its_own_words(

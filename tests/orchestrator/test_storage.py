@@ -81,6 +81,37 @@ def test_another_run_of_the_name_is_not_overwritten(store: RunStore, tmp_path: P
         pull(str(tmp_path / "bucket"), "one", tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        ("data: {path: 's3://AKIAEXAMPLE:hunter2-secret@bucket/x'}", "data.path"),
+        ("tracking: {uri: 'postgresql://me:hunter2-secret@db/x'}", "tracking.uri"),
+        ("data: {options: {api_key: hunter2-secret, keys: 3}}", "data.options.api_key"),
+        ("model: {options: {credentials: {mine: hunter2-secret}}}", "model.options.credentials"),
+        ("data: {path: x}  # was s3://me:hunter2-secret@bucket/x", "the comment of line 1"),
+    ],
+)
+def test_a_secret_is_not_copied(
+    store: RunStore, tmp_path: Path, config: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.config_path.write_text(config + "\n")
+    assert run_command(["push", str(store.root), str(tmp_path / "bucket")]) == 2
+    told = capsys.readouterr().err
+    assert f"in {place}: " in told
+    assert str(store.config_path) in told
+    assert "hunter2" not in told
+    assert not (tmp_path / "bucket").exists()
+
+
+def test_what_is_no_secret_is_copied(store: RunStore, tmp_path: Path) -> None:
+    store.config_path.write_text(
+        "data: {path: 's3://bucket/x', options: {num_tokens: 1000000, api_key: null}}\n"
+        "indicators: {random_pass: separate}\ntracking: {uri: 'http://mlflow.example:5000'}\n"
+    )
+    push(store, str(tmp_path / "bucket"))
+    assert (tmp_path / "bucket" / "one" / "config.yaml").is_file()
+
+
 def test_a_run_that_goes_on_is_not_copied(store: RunStore, tmp_path: Path) -> None:
     with RunLock(store.lock_path), pytest.raises(LockedError):
         push(store, str(tmp_path / "bucket"))

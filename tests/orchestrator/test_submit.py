@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from orchestrator import submit
 from orchestrator.cli import run_command
 from orchestrator.errors import ConfigError, ResourceError, UserError
+from orchestrator.follow import follow_job
 from orchestrator.lock import RunLock
 from orchestrator.names import known_names
 from orchestrator.store import RunStore
@@ -27,12 +29,15 @@ search: {limits: [{bitops_level: 3x3}]}
 """
 
 
+LOG = "line 0\nline 1\nline 2\n"
+
+
 class Cluster:
     """What ``JobSubmissionClient`` does, as far as it is used."""
 
     def __init__(self, exit_code: int = 0) -> None:
         self.jobs: list[SimpleNamespace] = []
-        self.exit_code, self.polls = exit_code, 0
+        self.exit_code, self.num_logs = exit_code, 0
         self.files: dict[str, str] = {}
 
     def submit_job(self, **asked: Any) -> str:
@@ -53,14 +58,21 @@ class Cluster:
 
     def get_job_info(self, job_id: str) -> SimpleNamespace:
         (job,) = [j for j in self.jobs if j.submission_id == job_id]
-        self.polls += 1
-        if self.polls == 3 and job.status == "RUNNING":
-            job.status = "FAILED" if self.exit_code else "SUCCEEDED"
-            job.driver_exit_code = self.exit_code
         return job
 
     def get_job_logs(self, job_id: str) -> str:
-        return "".join(f"line {n}\n" for n in range(self.polls))
+        self.num_logs += 1
+        return LOG
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        for line in LOG.splitlines(keepends=True):
+            yield line
+        self.end()
+
+    def end(self) -> None:
+        (job,) = self.jobs
+        job.status = "FAILED" if self.exit_code else "SUCCEEDED"
+        job.driver_exit_code = self.exit_code
 
     def stop_job(self, job_id: str) -> bool:
         (job,) = [j for j in self.jobs if j.submission_id == job_id]
@@ -73,6 +85,10 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "far.yaml"
     path.write_text(CONFIG)
     return path
+
+
+def no_sleep(_: float) -> None:
+    """Time is not what these tests are about."""
 
 
 def _request(file: Path, *overrides: str) -> submit.Request:
@@ -125,10 +141,109 @@ def test_what_is_wrong_everywhere_is_told_and_absent_files_are_not(file: Path) -
 def test_following_passes_on_the_log_and_the_exit_code(
     file: Path, code: int, expected: int
 ) -> None:
-    jobs, said = Jobs("a", Cluster(code)), list[str]()
-    job = jobs.follow(jobs.submit(_request(file)).job_id, said.append, sleep=lambda _: None)
-    assert "".join(said) == "line 0\nline 1\nline 2\n"
+    cluster, said = Cluster(code), list[str]()
+    jobs = Jobs("a", cluster)
+    job = follow_job(jobs, jobs.submit(_request(file)).job_id, said.append, sleep=no_sleep)
+    assert said == ["line 0\n", "line 1\n", "line 2\n"]
     assert int(job.code) == expected
+    # The whole log is fetched at the end and not at every look.
+    assert cluster.num_logs == 1
+
+
+class Breaking(Cluster):
+    """The line to it breaks after a part of the log, and stays broken for a while."""
+
+    def __init__(self, num_failures: int, heard: str, why: str = "Connection refused") -> None:
+        super().__init__()
+        self.num_failures, self.heard, self.why = num_failures, heard, why
+        self.polls = 0
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        if self.num_failures and self.polls:
+            raise OSError(self.why)
+        yield self.heard
+        if self.num_failures:
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+        yield LOG[len(self.heard) :]
+        self.end()
+
+    def get_job_info(self, job_id: str) -> SimpleNamespace:
+        self.polls += 1
+        if self.num_failures:
+            self.num_failures -= 1
+            raise RuntimeError(self.why)
+        return super().get_job_info(job_id)
+
+    def get_job_logs(self, job_id: str) -> str:
+        whole = super().get_job_logs(job_id)
+        return whole if self.jobs[0].status != "RUNNING" else self.heard
+
+
+class Clock:
+    """Time passes by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("heard", ["line 0\n", "line 0\nli", LOG])
+def test_a_line_that_breaks_and_comes_back_loses_and_doubles_nothing(
+    file: Path, heard: str
+) -> None:
+    clock, said = Clock(), list[str]()
+    jobs = Jobs("a", Breaking(20, heard))
+    job_id = jobs.submit(_request(file)).job_id
+    job = follow_job(jobs, job_id, said.append, clock.sleep, lambda: clock.now)
+    assert "".join(said) == LOG
+    assert int(job.code) == 0
+
+
+def test_failures_that_are_not_in_a_row_do_not_add_up(file: Path) -> None:
+    class Flaky(Breaking):
+        async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+            raise OSError("no web sockets here")
+            yield ""
+
+        def get_job_info(self, job_id: str) -> SimpleNamespace:
+            self.polls += 1
+            if self.polls > 200:
+                self.end()
+            if self.polls % 20:
+                raise RuntimeError("Connection refused")
+            return Cluster.get_job_info(self, job_id)
+
+    clock, said = Clock(), list[str]()
+    jobs = Jobs("a", Flaky(0, "line 0\n"))
+    job_id = jobs.submit(_request(file)).job_id
+    follow_job(jobs, job_id, said.append, clock.sleep, lambda: clock.now)
+    assert clock.now > 300
+    assert said == ["line 0\n", "line 1\nline 2\n"]
+
+
+def test_a_cluster_out_of_reach_for_a_minute_is_told_with_how_to_go_on(file: Path) -> None:
+    clock, said = Clock(), list[str]()
+    jobs = Jobs("http://h:8265", Breaking(10**6, "line 0\n"))
+    job_id = jobs.submit(_request(file)).job_id
+    with pytest.raises(ResourceError, match="the run goes on") as caught:
+        follow_job(jobs, job_id, said.append, clock.sleep, lambda: clock.now)
+    assert 60 <= clock.now < 70
+    assert f"mpq logs {job_id} --address http://h:8265 --follow" in caught.value.todo
+    assert caught.value.why == "Connection refused"
+    assert int(caught.value.exit_code) == 6
+    assert said == ["line 0\n"]
+
+
+def test_a_cluster_that_says_no_is_not_asked_again(file: Path) -> None:
+    clock = Clock()
+    why = "Request failed with status code 404: Job x does not exist"
+    jobs = Jobs("a", Breaking(10**6, "", why))
+    job_id = jobs.submit(_request(file)).job_id
+    with pytest.raises(ResourceError, match="404"):
+        follow_job(jobs, job_id, lambda _: None, clock.sleep, lambda: clock.now)
+    assert clock.now == 0
 
 
 def test_a_job_is_found_by_name_or_id_and_stopped_once(file: Path) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from orchestrator.records import RunRecord, State
 from orchestrator.runs import run_status
 from orchestrator.store import RunStore
 from orchestrator.tracking import Mirror
+from tests.orchestrator.mlflow_contents import contents, undisturbed, without_ids
 
 CONFIG = {
     "name": "run", "method": "limpq", "seed": 3,
@@ -61,27 +64,7 @@ def _append(store: RunStore, *records: RunRecord, finish: bool = False) -> Journ
 
 
 def _contents(store: RunStore) -> list[dict[str, Any]]:
-    """Everything MLflow holds, in a form that can be compared."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{store.runs_dir}/mlflow.db")
-    experiment = client.get_experiment_by_name(store.name)
-    assert experiment is not None
-    contents = []
-    for run in client.search_runs([experiment.experiment_id], max_results=1000):
-        points = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
-        history = {
-            key: [(m.value, m.timestamp, m.step) for m in found] for key, found in points.items()
-        }
-        tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.user")}
-        contents.append(
-            {
-                "id": run.info.run_id, "tags": tags, "params": run.data.params,
-                "history": history, "status": run.info.status, "start": run.info.start_time,
-                "artifacts": sorted(f.path for f in client.list_artifacts(run.info.run_id)),
-            }
-        )  # fmt: skip
-    return sorted(contents, key=lambda each: str(each["tags"]["mpq.record"]))
+    return contents(f"sqlite:///{store.runs_dir}/mlflow.db", store.name)
 
 
 def test_replaying_any_number_of_times_adds_nothing(store: RunStore) -> None:
@@ -127,12 +110,10 @@ def test_no_secret_reaches_the_database_or_the_artifacts(store: RunStore) -> Non
     assert not [p for p in files if b"hunter2" in p.read_bytes()]
 
 
-def test_a_mirror_killed_anywhere_is_completed_by_the_next(
-    store: RunStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _killed_at(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Every call that changes something in MLflow is counted, and number ``fail_at`` fails."""
     from mlflow import MlflowClient
 
-    view = _append(store, finish=True)
     plan = {"calls": 0, "fail_at": 0}
 
     def counted(name: str) -> Any:
@@ -148,21 +129,57 @@ def test_a_mirror_killed_anywhere_is_completed_by_the_next(
 
     for name in ("create_run", "log_batch", "set_terminated", "log_artifact", "set_tag"):
         monkeypatch.setattr(MlflowClient, name, counted(name))
-    for fail_at in range(1, 40):
+    return plan
+
+
+def test_a_mirror_killed_anywhere_is_completed_by_the_next(
+    tmp_path: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Parameters for more than one call, a record, and a row of the table.
+    config = {**CONFIG, "more": {f"key{number}": number for number in range(150)}}
+    store = RunStore(tmp_path / "first", "run")
+    with store.opened() as journal:
+        journal.event(events.RUN_STARTED, {"command": "mpq run x.yaml"})
+        journal.append(_record(store, 1))
+        journal.append(replace(_record(store, 1), phase="solve", step="sweep/0", key="solved"))
+        journal.event(events.RUN_FINISHED, {"exit_code": 3})
+    expected = undisturbed(store, config, tmp_path / "undisturbed", mlflow_template)
+    (parent,) = [each for each in expected if each["tags"]["mpq.record"] == "run"]
+    assert len(parent["params"]) > 150
+    assert "mlflow.loggedArtifacts" in parent["tags"]
+    plan = _killed_at(monkeypatch)
+    for fail_at in range(1, 60):
+        copy = RunStore(tmp_path / str(fail_at), "run")
+        shutil.copytree(store.root, copy.root)
+        shutil.copy(mlflow_template, copy.runs_dir / "mlflow.db")
+        view = read_journal(copy.journal_path)
         plan.update(calls=0, fail_at=fail_at)
-        # Without what it remembers, every try goes through all records again.
-        (store.root / "mirror.json").unlink(missing_ok=True)
-        outcome = _mirror(store).sync(view)
+        outcome = Mirror(copy, TrackingConfig(), config).sync(view)
         if not outcome.error:
             break
         assert "gone" in outcome.error
+        plan.update(calls=0, fail_at=0)
+        assert Mirror(copy, TrackingConfig(), config).sync(view).error == ""
+        assert without_ids(_contents(copy)) == expected, f"killed at call {fail_at}"
     else:
         pytest.fail("never finished")
-    assert plan["fail_at"] > 12, "the kill points were not reached"
-    identities = [each["tags"]["mpq.record"] for each in _contents(store)]
-    assert identities == ["key0", "key1", "key2", "run"]
-    for each in _contents(store):
-        assert all(len(points) == 1 for points in each["history"].values())
+    assert plan["fail_at"] > 18, "the kill points were not reached"
+
+
+def test_what_is_remembered_does_not_hide_that_parameters_are_missing(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = read_journal(store.journal_path)
+    with monkeypatch.context() as killed:
+        _killed_at(killed)["fail_at"] = 2
+        assert "gone" in _mirror(store).sync(view).error
+    # The next attempt runs on another cluster; MLflow takes no second value for a parameter.
+    for workers in (2, 4):
+        config = {**CONFIG, "cluster": {"num_workers": workers}}
+        assert Mirror(store, TrackingConfig(), config).sync(view).error == ""
+    (parent,) = [each for each in _contents(store) if each["tags"]["mpq.record"] == "run"]
+    assert parent["params"]["method"] == "limpq"
+    assert parent["params"]["cluster.num_workers"] == "2"
 
 
 def test_a_record_without_a_start_is_stamped_with_its_place_in_the_journal(
