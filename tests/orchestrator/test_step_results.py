@@ -336,17 +336,20 @@ def test_who_lost_the_run_starts_no_trials_again(
 def test_an_attempt_that_lost_its_run_ends_with_4_and_leaves_the_journal(tmp_path: Path) -> None:
     path = tmp_path / "one.yaml"
     path.write_text(TEXT.replace("NAME", "one"))
-    store, before = RunStore(tmp_path / "runs", "one"), b""
-    with (
-        pytest.raises(LockedError, match="taken over") as caught,
-        attempt(store, load_config(path).config, quiet=True) as session,
-    ):
-        session.journal.event(RUN_STARTED)
-        _lose(session)
-        before = store.journal_path.read_bytes()
-        session.journal.event("late")
+    store, config = RunStore(tmp_path / "runs", "one"), load_config(path).config
+    before: list[bytes] = []
+
+    def lose_and_go_on() -> None:
+        with attempt(store, config, quiet=True) as session:
+            session.journal.event(RUN_STARTED)
+            _lose(session)
+            before.append(store.journal_path.read_bytes())
+            session.journal.event("late")
+
+    with pytest.raises(LockedError, match="taken over") as caught:
+        lose_and_go_on()
     assert caught.value.exit_code == 4
-    assert store.journal_path.read_bytes() == before
+    assert [store.journal_path.read_bytes()] == before
     assert store.lock_path.read_text() == "{}"
 
 
