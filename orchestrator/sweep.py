@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cells import Cell
+from orchestrator.leftovers import sweep_temporaries
 from orchestrator.records import alpha_text
 from orchestrator.retries import RetriesConfig
 from orchestrator.solve_tasks import Body, SweepTables, solve_on_cluster
@@ -192,6 +193,8 @@ def _run_trials(
         stopped=(run_dir / STOP_FILE).exists,
         retries=retries,
     )
+    # What a killed trial tore would be hashed with the policies, and missed when it is swept.
+    sweep_temporaries(folder)
     num_stopped = sum(trial["stopped"] for trial in told.values())
     if num_stopped:
         raise InterruptedPhaseError(

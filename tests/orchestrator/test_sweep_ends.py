@@ -193,6 +193,27 @@ def test_a_stop_that_comes_with_the_last_answer_keeps_all_of_them(
     assert len(ray.trials) == 1
 
 
+def test_what_a_killed_trial_tore_is_no_part_of_the_sweep(
+    run: RunStore, ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it is hashed as an output, swept at the next start, and the sweep counts as damaged."""
+    fit = ray.tune()
+
+    def torn(folder: Path, *_: Any) -> Any:
+        def both(names: Sequence[str], work: Work) -> Ended:
+            ended = fit(names, work)
+            (folder / "policies" / ".tmp-9-x.json").write_text("{")
+            return ended
+
+        return both
+
+    monkeypatch.setattr(trials, "_tune", torn)
+    for _ in ("solved", "found"):
+        assert mpq_sweep(run) == 0
+        assert not list(run.root.rglob(".tmp-*"))
+    assert len(ray.trials) == 1
+
+
 def test_a_lost_head_ends_a_sweep(
     run: RunStore, ray: Ray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
