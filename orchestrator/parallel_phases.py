@@ -137,6 +137,7 @@ def _launch_all(
     restarts: list[Restart] = []
 
     def tell(names: Sequence[str], attempt: int, decision: Decision) -> None:
+        session.store.before_write()  # their groups would supersede those of a new owner
         for name in names:
             again = Restart.after(decision, step=name, attempt=attempt, num_workers=ask.num_workers)
             restarts.append(again)

@@ -7,6 +7,7 @@ has to be joined and the laptop may be closed.
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -232,6 +233,8 @@ def _client(address: str) -> Any:
     set_environment()
     from ray.job_submission import JobSubmissionClient
 
+    # It tells the terminal of every stream that ended.
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except Exception as error:  # Ray raises what its HTTP library raises, and its own

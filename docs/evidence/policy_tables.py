@@ -21,7 +21,7 @@ def accuracy_table(runs: Sequence[Run], others: Sequence[str] = (UNIFORM, REVERS
     """Top-1 of every method and its paired difference to some of them."""
     by_method = accuracies(runs)
     bits = {method_of(row): row for run in reversed(runs) for row in run["rows"]}
-    seeds = [run["seed"] for run in runs]
+    seeds = list(dict.fromkeys(run["seed"] for run in runs))
     rows = []
     order = sorted(by_method, key=lambda m: -statistics.mean(by_method[m].values()))
     for method in order:

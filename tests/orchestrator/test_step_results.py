@@ -14,8 +14,10 @@ import pytest
 from orchestrator import parallel_phases, pipeline
 from orchestrator import phase_step as phases
 from orchestrator import train_step as trainings
+from orchestrator.attempts import attempt
 from orchestrator.config import load_config
 from orchestrator.errors import LockedError
+from orchestrator.events import RUN_STARTED
 from orchestrator.ledger import Ledger
 from orchestrator.outcomes import failed_record
 from orchestrator.phase_step import phase_step
@@ -25,6 +27,7 @@ from orchestrator.policies import Candidate
 from orchestrator.records import State
 from orchestrator.relaunch import Restart
 from orchestrator.results import results_of
+from orchestrator.retries import Loss, RetriesConfig, decide
 from orchestrator.runs import newest_records, run_status
 from orchestrator.session import Session
 from orchestrator.specs import phase_spec
@@ -301,6 +304,53 @@ def test_who_lost_the_run_goes_on_with_no_other_phase(
     with pytest.raises(LockedError, match="taken over"):
         parallel_phases.phase_steps(session, work, cluster, phase="source", method="any")
     assert ran == ["first"]
+
+
+def test_who_lost_the_run_starts_no_trials_again(
+    sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = sessions("one")
+    started: list[str] = []
+
+    def trials(names: list[str], work: Any, *, tell: Any, **_: Any) -> Any:
+        started.append("once")
+        _lose(session)
+        decision = decide([Loss(rank=0, kinds=frozenset({"RayActorError"}))], {}, RetriesConfig(),
+                          num_workers=1, draw=0.0)  # fmt: skip
+        tell(names, 2, decision)
+        started.append("again")
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(parallel_phases, "run_trials", trials)
+    monkeypatch.setattr(parallel_phases, "groups_at_once", lambda *_: 2)
+    cluster: Any = SimpleNamespace(
+        nodes=[], resources=lambda: SimpleNamespace(num_workers=1), lost=lambda: ""
+    )
+    spec = phase_spec(session.config, STEP.action, None, {})
+    work = [(replace(STEP, name=name), spec) for name in ("first", "second")]
+    with pytest.raises(LockedError, match="taken over"):
+        parallel_phases.phase_steps(session, work, cluster, phase="source", method="any")
+    assert started == ["once"]
+
+
+def test_an_attempt_that_lost_its_run_ends_with_4_and_leaves_the_journal(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(TEXT.replace("NAME", "one"))
+    store, config = RunStore(tmp_path / "runs", "one"), load_config(path).config
+    before: list[bytes] = []
+
+    def lose_and_go_on() -> None:
+        with attempt(store, config, quiet=True) as session:
+            session.journal.event(RUN_STARTED)
+            _lose(session)
+            before.append(store.journal_path.read_bytes())
+            session.journal.event("late")
+
+    with pytest.raises(LockedError, match="taken over") as caught:
+        lose_and_go_on()
+    assert caught.value.exit_code == 4
+    assert [store.journal_path.read_bytes()] == before
+    assert store.lock_path.read_text() == "{}"
 
 
 def test_a_refused_step_ends_the_run_with_a_report_and_its_own_words(
