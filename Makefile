@@ -77,7 +77,7 @@ mlflow-server: $(VENV)/installed
 
 # One file at a time, so that what was counted before a failure is kept; Ray once at a time.
 FAULTS = resume_identical broken_files numbers_and_names malformed mlflow_outages \
-	planted_secrets workers_killed driver_faults nodes doctor_cluster
+	planted_secrets workers_killed driver_faults sweep_faults nodes doctor_cluster
 faults: $(VENV)/installed-test
 	@began=$$(date +%s); code=0; counts=$$(mktemp -d); \
 	for name in $(FAULTS); do \
