@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.instances import CHOICES, indicators  # noqa: E402
 from benchmarks.networks import NETWORKS  # noqa: E402
 from orchestrator.cluster import ray_cluster  # noqa: E402
+from orchestrator.cluster_config import ClusterConfig  # noqa: E402
 from orchestrator.config_schema import SearchConfig  # noqa: E402
 from orchestrator.device_sweep import DEVICES_PER_TRIAL, device_questions  # noqa: E402
 from orchestrator.solve_tasks import SweepTables, answer_questions  # noqa: E402
@@ -53,7 +54,7 @@ def main() -> None:
         outcome = run_sweep(
             chunks, answer_questions, tables, folder=Path(folder), run_dir=Path(folder),
             key="benchmark", concurrent=os.cpu_count() or 1,
-            tell=lambda *again: print("lost trials:", *again),
+            tell=lambda *again: print("lost trials:", *again), cluster=ClusterConfig(),
         )  # fmt: skip
         ended = time.perf_counter()
     cores = os.cpu_count() or 1

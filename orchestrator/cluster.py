@@ -26,8 +26,11 @@ from orchestrator.private import ensure_token
 
 log = logging.getLogger(__name__)
 
-# Workers share what the trial drivers of Ray Tune leave: one of those asks for 0.01 CPU, so
-# workers that asked for whole cores would wait for ever on a machine that is exactly big enough.
+# A trial of Ray Tune waits for its tasks or workers; it must not hold a core that they need.
+TRIAL_CPUS = 0.01
+
+# Workers share what those trials leave: workers that asked for whole cores would wait for ever on
+# a machine that is exactly big enough.
 CPU_HEADROOM = 0.1
 
 # Tries of a cluster of our own.
@@ -230,9 +233,9 @@ def num_places(nodes: Nodes, cpus: float, gpus: float) -> int:
     return places
 
 
-def beside_trials(nodes: Nodes) -> Nodes:
+def beside_trials(nodes: Nodes, share: float = CPU_HEADROOM) -> Nodes:
     """What the nodes have for workers while trial drivers of Ray Tune hold their share."""
-    return tuple({**node, "CPU": node.get("CPU", 0.0) - CPU_HEADROOM} for node in nodes)
+    return tuple({**node, "CPU": node.get("CPU", 0.0) - share} for node in nodes)
 
 
 def groups_at_once(nodes: Nodes, ask: Resources) -> int:
@@ -281,6 +284,24 @@ def check_fits(resources: Resources, nodes: Nodes) -> None:
         )
 
 
+def check_solves_fit(cluster: ClusterConfig, nodes: Nodes) -> None:
+    """Refuse tasks of solves that no node has room for beside the trial that waits for them.
+
+    Raises:
+        ResourceError: naming what was asked for and what there is.
+    """
+    if num_places(beside_trials(nodes, TRIAL_CPUS), cluster.cpus_per_solve, 0.0) == 0:
+        largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+        raise ResourceError(
+            f"the run asks for tasks of ILP solves with {cluster.cpus_per_solve:g} CPU each; the "
+            f"largest of {len(nodes)} nodes has {largest:g} CPU, of which the trial that waits "
+            f"for them holds {TRIAL_CPUS:g}",
+            "cluster.cpus_per_solve",
+            "Ray would wait for ever for tasks that cannot be placed",
+            "ask for less; a solve runs on one thread, and the default is 0.95",
+        )
+
+
 def resources_for(cluster: ClusterConfig, nodes: Nodes) -> Resources:
     """What each worker group of a run asks for; by default as much CPU as fits.
 
@@ -298,6 +319,7 @@ def resources_for(cluster: ClusterConfig, nodes: Nodes) -> Resources:
         placement=cluster.placement,
     )
     check_fits(resources, nodes)
+    check_solves_fit(cluster, nodes)
     return resources
 
 
@@ -345,6 +367,14 @@ class OnDemandCluster:
             ResourceError: more than the cluster has, or it cannot be reached.
         """
         return resources_for(self._config, self.nodes)
+
+    def check_solves_fit(self) -> None:
+        """Refuse tasks of solves that could never start.
+
+        Raises:
+            ResourceError: more than any node has, or the cluster cannot be reached.
+        """
+        check_solves_fit(self._config, self.nodes)
 
     def __enter__(self) -> OnDemandCluster:
         return self

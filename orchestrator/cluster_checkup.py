@@ -2,7 +2,7 @@
 
 Asked in the order in which a run would stumble: is there something at the address, does it turn
 strangers away, does it take our token and our versions, and does every node have the same Python,
-the same packages, the run folder and the GPUs that Ray hands out there.
+the same packages, the run folder, an end to restarts and the GPUs that Ray hands out there.
 """
 
 from __future__ import annotations
@@ -146,6 +146,12 @@ def node_checks(
         found=f"{folder} {'is shared' if report.shared else 'is not what the driver sees there'}",
         advice="" if report.shared else "mount one folder under this path on every node, for the "
         "user that Ray runs as, and give it as --runs-dir",
+    )  # fmt: skip
+    yield Check(
+        name=f"{name} restarts", grade="ok" if report.oom_retries else "warn",
+        found=f"RAY_task_oom_retries={report.oom_retries or '(not set)'}",
+        advice="" if report.oom_retries else "export RAY_task_oom_retries=1 before `ray start` "
+        "there: Ray runs a task that ran out of memory again without end",
     )  # fmt: skip
     yield _gpus(report, name)
 

@@ -28,6 +28,8 @@ class ClusterConfig:
         wait_for_nodes_s: how long a phase that lost nodes waits for room before the run gives up.
         hang_s: a worker that finished no update and measured no batch for so long ends itself,
             with its stack in the step's folder, and the group is started again; null = never.
+        cpus_per_solve: CPUs that each task of ILP solves asks for; a solve runs on one thread. A
+            little below 1 by default, since the trial that waits for the tasks holds a hundredth.
         images_per_second: of one worker in quantization-aware training of this network, as
             measured or guessed; ``mpq plan`` reckons hours with it. null = not said.
         address: of a running Ray cluster; null starts one on this machine.
@@ -46,6 +48,7 @@ class ClusterConfig:
     retries: RetriesConfig = field(default_factory=RetriesConfig)
     wait_for_nodes_s: Annotated[float, Ge(0.0), Le(604_800.0)] = 600.0
     hang_s: Annotated[float, Ge(1.0), Le(604_800.0)] | None = 1800.0
+    cpus_per_solve: Annotated[float, Gt(0.0), Le(1024.0)] = 0.95
     images_per_second: Annotated[float, Gt(0.0)] | None = None
     address: str | None = None
     insecure: bool = False

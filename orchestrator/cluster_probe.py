@@ -16,6 +16,8 @@ from typing import Any
 PACKAGES = ("mpq-orchestrator", "ray", "torch")
 # A worker that imports torch on a slow file server; a node that has not answered by then is amiss.
 ANSWER_WITHIN_S = 120.0
+# Ray's spelling of it.
+OOM_RETRIES = "RAY_task_oom_retries"
 PROBE_FILE = ".mpq-doctor-"
 
 
@@ -31,6 +33,7 @@ class NodeReport:
         versions: installed version by package, empty for a package that is missing.
         devices: NVIDIA device files of the node.
         torch_gpus: GPUs that torch sees in a worker that was given all of them; None = not asked.
+        oom_retries: its ``RAY_task_oom_retries``; empty = not set.
         shared: whether it read what the driver left in the run folder, and the driver its answer.
     """
 
@@ -41,6 +44,7 @@ class NodeReport:
     versions: Mapping[str, str] = field(default_factory=dict)
     devices: int = 0
     torch_gpus: int | None = None
+    oom_retries: str = ""
     shared: bool = False
 
 
@@ -94,6 +98,7 @@ def _report(node: str, gpus: int, word: str, answer: Path, ref: Any) -> NodeRepo
         versions=said["versions"],
         devices=said["devices"],
         torch_gpus=said["torch_gpus"],
+        oom_retries=said["oom_retries"],
         shared=said["read"] == word and came_back,
     )
 
@@ -103,6 +108,7 @@ def _question() -> Callable[[Sequence[str], str, str, bool], dict[str, Any]]:
 
     def question(packages: Sequence[str], mark: str, answer: str, ask_torch: bool) -> Any:
         import glob
+        import os
         import platform
         import socket
         from importlib.metadata import PackageNotFoundError, version
@@ -130,6 +136,7 @@ def _question() -> Callable[[Sequence[str], str, str, bool], dict[str, Any]]:
             "host": socket.gethostname(), "python": platform.python_version(),
             "versions": versions, "torch_gpus": torch_gpus, "read": read,
             "devices": len(glob.glob("/dev/nvidia[0-9]*")),
+            "oom_retries": os.environ.get(OOM_RETRIES, ""),
         }  # fmt: skip
 
     return question

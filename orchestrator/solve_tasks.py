@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cells import Cell
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.config_schema import SearchConfig
-from orchestrator.retries import RetriesConfig, task_options
+from orchestrator.retries import task_options
 from solvers.accounting import accounting_named
 from solvers.batch import Question, Tables, answer
 from solvers.policy import Policy, make_policy
@@ -56,7 +57,6 @@ class Solved:
     policies: tuple[Policy, ...]
 
 
-TASK_CPUS = 0.95
 # A task may take a minute; who asked to stop does not wait for it.
 LOOK_EVERY_S = 1.0
 
@@ -135,7 +135,7 @@ def solve_on_cluster(
     items: Sequence[Any],
     per_task: int,
     keep: Callable[[Sequence[Policy]], None],
-    retries: RetriesConfig | None = None,
+    cluster: ClusterConfig | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Results:
     """Solve items in tasks of ``per_task`` on the connected cluster.
@@ -147,7 +147,8 @@ def solve_on_cluster(
         per_task: solves in one task.
         keep: gets the policies of each task when it ends, while the others still solve: writing
             two thousand files at the end would leave every core waiting for the disk.
-        retries: how often a task that lost its worker is started again; None = the defaults.
+        cluster: CPUs of a task, and how often one that lost its worker is started again; None =
+            the defaults.
         stopped: whether the user wants to stop; asked while tasks are waited for.
 
     Returns:
@@ -158,10 +159,11 @@ def solve_on_cluster(
     """
     import ray
 
-    # Trials hold 0.01 CPU each: tasks of a whole CPU would leave one core of every node idle.
     # SPREAD also leaves the placement group of the Tune trial that asks, which has 0.01 CPU.
-    again = task_options(retries or RetriesConfig())
-    task = ray.remote(num_cpus=TASK_CPUS, scheduling_strategy="SPREAD", **again)(body)
+    cluster = cluster or ClusterConfig()
+    again = task_options(cluster.retries)
+    spread = ray.remote(num_cpus=cluster.cpus_per_solve, scheduling_strategy="SPREAD", **again)
+    task = spread(body)
     batches = [items[i : i + per_task] for i in range(0, len(items), per_task)]
     if stopped():
         raise InterruptedPhaseError("asked to stop before the first task of solves")

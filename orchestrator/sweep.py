@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cells import Cell
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.leftovers import sweep_temporaries
 from orchestrator.records import alpha_text
-from orchestrator.retries import RetriesConfig
 from orchestrator.solve_tasks import Body, SweepTables, solve_on_cluster
 from orchestrator.trials import Tell, run_trials
 from solvers.batch import Question
@@ -103,7 +103,7 @@ def run_sweep(
     key: str,
     concurrent: int,
     tell: Tell,
-    retries: RetriesConfig | None = None,
+    cluster: ClusterConfig,
 ) -> SweepOutcome:
     """Answer every chunk under Ray Tune on the connected cluster.
 
@@ -116,7 +116,7 @@ def run_sweep(
         key: hash of everything that decides the answers.
         concurrent: trials at once.
         tell: hears of trials that are started again; may be called in a thread.
-        retries: how often lost tasks and trials are started again; None = the defaults.
+        cluster: CPUs of a task, and how often lost tasks and trials are started again.
 
     Raises:
         GroupLostError: a trial failed for good; its answers are missing.
@@ -125,7 +125,7 @@ def run_sweep(
     began = time.perf_counter()
     missing = [c for c in chunks if not answers_path(folder, c).exists()]
     if missing:
-        _run_trials(missing, body, tables, folder, run_dir, key, concurrent, tell, retries)
+        _run_trials(missing, body, tables, folder, run_dir, key, concurrent, tell, cluster)
     return SweepOutcome(
         results=merge_results([load_results(answers_path(folder, c)) for c in chunks]),
         num_trials=len(missing),
@@ -161,7 +161,7 @@ def _run_trials(
     key: str,
     concurrent: int,
     tell: Tell,
-    retries: RetriesConfig | None,
+    cluster: ClusterConfig,
 ) -> None:
     import ray
 
@@ -174,7 +174,7 @@ def _run_trials(
         try:
             results = solve_on_cluster(
                 body, tables_ref, chunk.items, per_task, lambda found: _keep(folder, found),
-                retries, StopRequest(run_dir),
+                cluster, StopRequest(run_dir),
             )  # fmt: skip
         except InterruptedPhaseError:
             # Returned, not raised: it is no failure, and the trials that wait end likewise.
@@ -191,7 +191,7 @@ def _run_trials(
         concurrent=concurrent,
         tell=tell,
         stopped=(run_dir / STOP_FILE).exists,
-        retries=retries,
+        retries=cluster.retries,
     )
     # What a killed trial tore would be hashed with the policies, and missed when it is swept.
     sweep_temporaries(folder)

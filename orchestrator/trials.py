@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster import TRIAL_CPUS
 from orchestrator.launch import losses_of
 from orchestrator.relaunch import GroupLostError
 from orchestrator.retries import Decision, FailureClass, RetriesConfig, classify, decide
@@ -29,9 +30,6 @@ Ended = tuple[dict[str, dict[str, Any]], list[Exception]]
 Fit = Callable[[Sequence[str], Work], Ended]
 # Hears which trials run again, at which attempt (from 2), and why.
 Tell = Callable[[Sequence[str], int, Decision], None]
-
-# A trial waits for its tasks or workers; it must not hold a core that they need.
-TRIAL_CPUS = 0.01
 
 
 class TrialsLostError(GroupLostError):

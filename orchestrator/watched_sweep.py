@@ -41,11 +41,12 @@ def watched_sweep(
     Raises:
         InterruptedRunError: SIGINT asked to stop.
         TerminatedRunError: SIGTERM or ``mpq cancel`` did.
-        ResourceError: the cluster is gone.
+        ResourceError: the cluster is gone, or has no node with room for a task.
         GroupLostError: a trial failed for good.
     """
     # Connected here: Ray's own signal handlers are kept out in the main thread only.
     num_cpus = cluster.num_cpus
+    cluster.check_solves_fit()
     restarts: list[Restart] = []
 
     def tell(names: Sequence[str], attempt: int, decision: Decision) -> None:
@@ -65,7 +66,7 @@ def watched_sweep(
                 key=key,
                 concurrent=num_cpus,
                 tell=tell,
-                retries=session.config.cluster.retries,
+                cluster=session.config.cluster,
             ),
             restarts=restarts,
             lost=cluster.lost,

@@ -5,6 +5,9 @@ trained, whatever found it, under each importance table of the run, and held aga
 accuracy that was measured: tau 1 = the table ranks policies as training does, 0 = it knows
 nothing. Policies of a larger budget are better whatever the table says, so tau is taken within
 each set of limits; over all policies it is given too, and is the more flattering number.
+
+Tables count as they were learned: ``search.repair``, which evens out values that rise with the bits
+before the solver sees them, is left out, since the question is what was learned.
 """
 
 from __future__ import annotations

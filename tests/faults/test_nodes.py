@@ -189,6 +189,16 @@ class Head:
         self.env, self.port = env, port
         self.address = f"127.0.0.1:{port}"
 
+    @classmethod
+    def of(cls, command: Any, port: int) -> Head:
+        """A head that the command has the token of."""
+        ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        command.env |= ours
+        env = {**os.environ, **ours, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+               "PYTHONPATH": command.env["PYTHONPATH"],
+               "MPQ_FAULT_HEAD": secrets.token_hex(4)}  # fmt: skip
+        return cls(env, port)
+
     def start(self) -> None:
         done = subprocess.run(
             [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={self.port}",
@@ -239,13 +249,7 @@ def _a_run_that_loses_heads(
     from conftest import FULL, Command
 
     command = Command(folder, FULL)
-    token = secrets.token_hex(32)
-    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token,
-           "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
-           "PYTHONPATH": command.env["PYTHONPATH"],
-           "MPQ_FAULT_HEAD": secrets.token_hex(4)}  # fmt: skip
-    command.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    head = Head(env, 6391)
+    head = Head.of(command, 6391)
     lost = 0
     try:
         while True:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -120,13 +118,7 @@ def test_a_lost_head_ends_it_in_words(
     from test_nodes import Head
 
     kind = "SIGKILL of gcs_server during `mpq sweep`"
-    token = secrets.token_hex(32)
-    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token,
-           "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
-           "PYTHONPATH": command.env["PYTHONPATH"],
-           "MPQ_FAULT_HEAD": secrets.token_hex(4)}  # fmt: skip
-    command.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    head = Head(env, 6397)
+    head = Head.of(command, 6397)
     try:
         head.start()
         process = sweep("--address", head.address)

@@ -7,6 +7,7 @@ import pytest
 from orchestrator.cluster import (
     Resources,
     check_fits,
+    check_solves_fit,
     groups_at_once,
     num_places,
     resources_for,
@@ -45,6 +46,16 @@ def test_what_cannot_be_placed_is_refused_with_what_there_is() -> None:
         check_fits(_ask(1, 2.0), [{"CPU": 1.0}, {"CPU": 1.0}])
     with pytest.raises(ResourceError, match="GPU"):
         check_fits(_ask(1, 1.0, 1.0), [{"CPU": 8.0}])
+
+
+def test_tasks_of_solves_that_no_node_can_hold_are_refused() -> None:
+    # One whole core is too much where the trial that waits holds a hundredth of it.
+    check_solves_fit(ClusterConfig(), [{"CPU": 1.0}])
+    check_solves_fit(ClusterConfig(cpus_per_solve=4.0), [{"CPU": 1.0}, {"CPU": 8.0}])
+    with pytest.raises(ResourceError, match=r"largest of 1 nodes has 1 CPU"):
+        check_solves_fit(ClusterConfig(cpus_per_solve=1.0), [{"CPU": 1.0}])
+    with pytest.raises(ResourceError, match=r"cpus_per_solve"):
+        resources_for(ClusterConfig(cpus_per_solve=16.0), [{"CPU": 8.0}, {"CPU": 8.0}])
 
 
 def test_more_workers_than_places_are_refused_with_default_shares() -> None:

@@ -23,7 +23,7 @@ from orchestrator.open_cluster import place_of
 OURS = {"mpq-orchestrator": "0.1.0", "ray": "2.60.0", "torch": "2.14.1"}
 GOOD = NodeReport(
     node="n1 (10.0.0.2)", gpus_offered=2, python="3.11.7", versions=OURS, devices=2, torch_gpus=2,
-    shared=True,
+    oom_retries="1", shared=True,
 )  # fmt: skip
 
 
@@ -43,6 +43,7 @@ def test_a_node_that_is_as_it_should_be() -> None:
     ("report", "amiss"),
     [
         (replace(GOOD, shared=False), {"run folder": "fail"}),
+        (replace(GOOD, oom_retries=""), {"restarts": "warn"}),
         (replace(GOOD, python="3.12.1"), {"python": "fail"}),
         (replace(GOOD, python="3.11.9"), {"python": "warn"}),
         (replace(GOOD, versions={**OURS, "ray": "2.59.0"}), {"packages": "fail"}),

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.instances import CHOICES, indicators
 from benchmarks.networks import resnet18
 from orchestrator.cells import Cell, LimitSet
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.config_schema import SearchConfig
 from orchestrator.device_sweep import device_questions
 from orchestrator.policies import Candidate, solved_candidates
@@ -33,7 +34,7 @@ def fake_ray(monkeypatch):
     log = []
 
     def remote(**options):
-        log.append((options["max_retries"], options["retry_exceptions"]))
+        log.append((options["num_cpus"], options["max_retries"], options["retry_exceptions"]))
 
         def of(body):
             def submit(*arguments):
@@ -75,10 +76,10 @@ def test_rows_stay_in_order_and_policies_are_kept_as_tasks_end(fake_ray, tmp_pat
         fake_ray.append("kept")
         _keep(tmp_path, policies)
 
-    retries = RetriesConfig(infrastructure=7)
-    results = solve_on_cluster(answer_questions, tables, questions, 3, keep, retries)
+    cluster = ClusterConfig(cpus_per_solve=0.5, retries=RetriesConfig(infrastructure=7))
+    results = solve_on_cluster(answer_questions, tables, questions, 3, keep, cluster)
     # A lost worker's task is started again by its budget; what a task raised is not.
-    assert fake_ray.pop(0) == (7, False)
+    assert fake_ray.pop(0) == (0.5, 7, False)
     assert fake_ray == ["submitted"] * 3 + ["got", "kept"] * 3
     assert [row.label for row in results.rows] == [q.label for q in questions]
     direct = answer_questions(tables, questions).results

@@ -82,13 +82,19 @@ evidence:
 """
 
 
-def test_workers_get_teachers_as_seen_from_the_drivers_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExperimentConfig:
+    """A configuration with teachers in every kind of place; their files are in this folder."""
     monkeypatch.chdir(tmp_path)
     for name in ("w.pt", "v.pt"):
         (tmp_path / name).write_text(name)
-    config = load(tmp_path, EVERYWHERE)
+    return load(tmp_path, EVERYWHERE)
+
+
+def test_workers_get_teachers_as_seen_from_the_drivers_folder(
+    tmp_path: Path, everywhere: ExperimentConfig
+) -> None:
+    config = everywhere
     train = phase_spec(config, "weight_training", config.train, {}).config
     assert train.distillation.weights == str(tmp_path / "w.pt")
     assert replace(train, distillation=config.train.distillation) == config.train
@@ -102,16 +108,12 @@ def test_workers_get_teachers_as_seen_from_the_drivers_folder(
 
 
 def test_teachers_in_lists_are_part_of_the_keys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, everywhere: ExperimentConfig
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("w.pt", "v.pt"):
-        (tmp_path / name).write_text(name)
-    config = load(tmp_path, EVERYWHERE)
-    before = weight_hashes(config)
+    before = weight_hashes(everywhere)
     assert set(before) == {"w.pt", "v.pt"}
     (tmp_path / "v.pt").write_text("other weights")
-    assert weight_hashes(config)["v.pt"] != before["v.pt"]
+    assert weight_hashes(everywhere)["v.pt"] != before["v.pt"]
 
 
 def test_weights_that_nobody_publishes_are_found_by_the_plan(tmp_path: Path) -> None:
