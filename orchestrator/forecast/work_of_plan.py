@@ -20,6 +20,8 @@ from orchestrator.forecast.work_of_sources import sensitivity_work, source_work
 from orchestrator.made_controls import made_controls
 from orchestrator.plan import Plan, Step
 from orchestrator.source_parts import source_parts
+from trainers.metamix.config import MetaConfig
+from trainers.recipes import TrainConfig
 
 # Images that re-estimate the merged BatchNorm after the joint training (trainers.limpq).
 MERGED_IMAGES = 2048
@@ -102,14 +104,17 @@ def _indicators(config: ExperimentConfig, plan: Plan, images: ImageCount) -> Wor
 
 
 def _meta(config: ExperimentConfig, plan: Plan, images: ImageCount) -> Work:
-    return Work(trained=_widths(plan) * trained_images(config.metamix.meta, images.train))
+    meta = config.metamix.meta
+    length = trained_images(meta, images.train)
+    return Work(trained=_widths(plan) * length, forward=_taught(meta, length))
 
 
 def _selection(config: ExperimentConfig, plan: Plan, images: ImageCount) -> Work:
     """A meta update and a search update on each batch; the latter mixes all widths in one pass."""
     meta, search = config.metamix.meta, config.metamix.search
     length = trained_images(meta, images.train, epochs=search.epochs, steps=search.steps)
-    return Work(trained=(_widths(plan) + 1) * length)
+    # The teacher is asked by either update.
+    return Work(trained=(_widths(plan) + 1) * length, forward=_taught(meta, 2 * length))
 
 
 def _train(config: ExperimentConfig, plan: Plan, images: ImageCount) -> Work:
@@ -117,7 +122,7 @@ def _train(config: ExperimentConfig, plan: Plan, images: ImageCount) -> Work:
     length = trained_images(recipe, images.train)
     measured = 1 + (recipe.epochs // recipe.evaluate_every if recipe.evaluate_every else 0)
     forward = measured * (images.test + min(recipe.bn_reestimate_images, images.train))
-    forward += length if recipe.distillation is not None else 0
+    forward += _taught(recipe, length)
     policies = trained_policies(config, plan)
     return Work(trained=policies * length, forward=policies * forward)
 
@@ -139,19 +144,27 @@ def _evidence(
     match step.action:
         case "metamix.drift":
             passes = sum(_widths(plan) if v == "metamix" else 1 for v in recipe.variants)
-            return Work(trained=passes * trained_images(recipe, images.train))
+            length = trained_images(recipe, images.train)
+            taught = _taught(recipe, len(recipe.variants) * length)
+            return Work(trained=passes * length, forward=taught)
         case "metamix.distributions":
-            widths, rows = _widths(plan), len(recipe.weight_bits)
-            trainings = 0 if recipe.training == "none" else widths * rows
-            return Work(
-                trained=trainings * trained_images(recipe, images.train),
-                forward=widths * rows * min(recipe.images, images.train),
-            )
+            widths, rows = len(plan.choices.act_bits), len(recipe.weight_bits)
+            length = trained_images(recipe, images.train)
+            passes = 0 if recipe.training == "none" else widths * rows * length
+            # One training of all widths asks the teacher once a batch.
+            asked = passes // widths if recipe.training == "meta" else passes
+            counted = widths * rows * min(recipe.images, images.train)
+            return Work(trained=passes, forward=counted + _taught(recipe, asked))
         case "hessian":
             return Work(hessian=recipe.max_probes * min(recipe.images, images.train))
         case "sensitivity":
             return sensitivity_work(recipe, plan, images.train)
     return None
+
+
+def _taught(recipe: TrainConfig | MetaConfig, images: int) -> int:
+    """Images through a teacher that is asked about so many."""
+    return images if recipe.distillation is not None else 0
 
 
 def _widths(plan: Plan) -> int:

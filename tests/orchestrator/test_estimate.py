@@ -81,6 +81,23 @@ def test_other_ways_to_a_policy_and_evidence_are_counted() -> None:
     assert None not in work.values()
 
 
+def test_a_teacher_is_a_forward_pass_whenever_it_is_asked() -> None:
+    teacher = "{temperature: 2.0}"
+    config, plan = planned(
+        "metamix_mobilenet_v2_imagenet_5.28g",
+        f"metamix.meta.distillation={teacher}",
+        f"train.distillation={teacher}",
+        f"evidence.drift={{epochs: 2, variants: [metamix, fp_weights], distillation: {teacher}}}",
+        f"evidence.distributions=[{{images: 10, weight_bits: [4, 8], distillation: {teacher}}}]",
+    )
+    work = work_of(config, plan, IMAGES)
+    assert work["meta"] == Work(trained=3 * 1000, forward=1000)
+    assert work["select-l0"] == Work(trained=(3 + 1) * 1000, forward=2 * 1000)
+    assert work["train"] == Work(trained=138 * 1000, forward=138 * 1000 + 200 + 1000)
+    assert work["evidence-drift"] == Work(trained=(3 + 1) * 2000, forward=2 * 2000)
+    assert work["evidence-inputs-meta"] == Work(trained=3 * 2 * 1000, forward=3 * 2 * 10 + 2 * 1000)
+
+
 def test_single_layers_are_measured_before_and_after_their_training() -> None:
     config, plan = planned("limpq_mobilenet_v1_imagenet_contrast")
     work = work_of(config, plan, IMAGES)["evidence-sensitivity"]
