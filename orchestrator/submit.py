@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.config import KnownNames, load_config
-from orchestrator.config_types import MOUNTED
+from orchestrator.config_types import MOUNTED, is_published
 from orchestrator.errors import ConfigError, ExitCode, ResourceError, UserError
 from orchestrator.private import ensure_token
 from orchestrator.redact import redacted_text, secrets_of
@@ -29,6 +29,7 @@ _RUN_KEY = "mpq_run"
 # `mpq run` saves a checkpoint when it is asked to stop; Ray kills after 3 s by default.
 STOP_WAIT_S = 120
 _PATHS = ("data.path", "model.weights")
+_TEACHER = "distillation.weights"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -93,7 +94,7 @@ def make_request(path: str, overrides: tuple[str, ...], names: KnownNames) -> Re
     try:
         load_config(path, overrides, names)
     except ConfigError as error:
-        here = tuple(p for p in error.problems if p.key not in _PATHS)
+        here = tuple(p for p in error.problems if not _on_nodes(p.key))
         if here:
             raise ConfigError(here) from error
     tree = overridden(read_yaml(path).tree, overrides)
@@ -119,12 +120,12 @@ def _refuse_local(tree: Mapping[str, Any]) -> None:
     faults = []
     if not Path(str(tree.get("runs_dir", "runs"))).is_absolute():
         faults.append("runs_dir is relative: give the folder that every node sees")
-    path = dict(tree.get("data") or {}).get("path")
-    weights = dict(tree.get("model") or {}).get("weights")
-    for key, value in zip(_PATHS, (path, weights), strict=True):
-        if isinstance(value, str) and "://" in value:
+    for key, value in _texts(tree):
+        if not _on_nodes(key):
+            continue
+        if "://" in value:
             faults.append(f"{key} is a URI: give {MOUNTED}")
-        elif isinstance(value, str) and _is_relative(value, key):
+        elif not Path(value).is_absolute() and not is_published(value):
             faults.append(f"{key} is relative: give the path on the nodes")
     if dict(tree.get("cluster") or {}).get("address") not in (None, "auto"):
         faults.append("cluster.address is set: a job joins the cluster that it runs on")
@@ -135,9 +136,21 @@ def _refuse_local(tree: Mapping[str, Any]) -> None:
                         "mend it, or give the keys with --set")  # fmt: skip
 
 
-def _is_relative(path: str, key: str) -> bool:
-    """Weights without a slash may be a name of published ones."""
-    return not Path(path).is_absolute() and (key == "data.path" or "/" in path)
+def _on_nodes(key: str) -> bool:
+    """Whether the value of a key is a file that only the nodes need to see."""
+    return key in _PATHS or key.endswith(_TEACHER)
+
+
+def _texts(part: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text below a part of the tree, with its dotted key."""
+    if isinstance(part, str):
+        yield key, part
+    elif isinstance(part, Mapping):
+        for name, each in part.items():
+            yield from _texts(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(part, list | tuple):
+        for index, each in enumerate(part):
+            yield from _texts(each, f"{key}.{index}")
 
 
 class Jobs:

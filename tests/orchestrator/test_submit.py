@@ -130,6 +130,20 @@ def test_what_means_something_else_there_is_refused(
         _request(file)
 
 
+TAUGHT = "search:", "train: {distillation: {model: resnet101, weights: %s}}\nsearch:"
+
+
+def test_teachers_are_files_of_the_nodes_too(file: Path) -> None:
+    before, after = TAUGHT
+    for fine in ("/shared/teacher.pt", "torchvision", "torchvision:IMAGENET1K_V1"):
+        file.write_text(CONFIG.replace(before, after % fine))
+        _request(file)
+    for wrong, words in (("teacher.pt", "is relative"), ("s3://b/teacher.pt", "is a URI")):
+        file.write_text(CONFIG.replace(before, after % wrong))
+        with pytest.raises(UserError, match=f"train.distillation.weights {words}"):
+            _request(file)
+
+
 def test_what_is_wrong_everywhere_is_told_and_absent_files_are_not(file: Path) -> None:
     file.write_text(CONFIG.replace("cifar_resnet8", "cifar_resnet9"))
     with pytest.raises(ConfigError) as caught:
