@@ -1,9 +1,9 @@
-"""How much does one tensor at few bits hurt, and how much of it does training mend?
+"""How much does one layer at few bits hurt, and how much of it does training mend?
 
-Phase ``sensitivity``, LIMPQ's Figure 2 made a measurement: one layer's weight, or what it reads, at
-b bits, everything else in full precision. Loss and accuracy are taken with the step size that
-statistics give, and after a short training of that layer alone. Held against learned indicators
-this tells whether they mean sensitivity.
+Phase ``sensitivity``, LIMPQ's Figure 2 made a measurement: one layer's weight, what it reads, or
+both, at b bits, everything else in full precision. Loss and accuracy are taken with the step size
+that statistics give, and after a short training of that layer alone. Held against learned
+indicators this tells whether they mean sensitivity.
 
 Each cell (layer, tensor, bits) is done whole by one rank, so its numbers do not depend on how many
 ranks there are.
@@ -44,8 +44,9 @@ def run(spec: PhaseSpec, context: PhaseContext) -> PhaseResult:
     """Measure every cell.
 
     ``config`` is a ``SensitivityConfig``. Inputs: ``weights`` (full precision), ``costs``.
-    Outputs: ``sensitivity`` (Parquet: layer, tensor, bits; loss, top-1 and step size without
-    training and after it). Metrics: ``full_precision_loss``, ``full_precision_top1``.
+    Outputs: ``sensitivity`` (Parquet: layer, tensor, bits; loss, top-1 and step size, of ``both``
+    the weight's, without training and after it). Metrics: ``full_precision_loss``,
+    ``full_precision_top1``.
 
     Raises:
         ModelError: a layer that the network does not search.

@@ -1,4 +1,4 @@
-"""What does one tensor at few bits cost, the rest of the network in full precision?
+"""What does one layer at few bits cost, the rest of the network in full precision?
 
 Every cell starts from the same full-precision network, so that it does not matter which came
 before. Nothing here talks to another rank.
@@ -7,6 +7,7 @@ before. Nothing here talks to another rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
@@ -33,7 +34,7 @@ Values = tuple[float, ...]
 
 
 class Cell(NamedTuple):
-    """What is quantized: a layer's ``weight`` or ``act``, at how many bits."""
+    """What is quantized: a layer's ``weight``, ``act`` or ``both``, at how many bits."""
 
     layer: str
     tensor: str
@@ -108,14 +109,17 @@ class Bench:
     def _values(self, cell: Cell) -> Values:
         self._restart()
         layer = self.network.layers[cell.layer]
-        bank = layer.weight_quantizer if cell.tensor == "weight" else layer.act_quantizer
-        bank.set_bits(cell.bits)
-        step, before = bank.values()[cell.bits], self._measured()
+        of_tensor = {"weight": layer.weight_quantizer, "act": layer.act_quantizer}
+        banks = [b for name, b in of_tensor.items() if cell.tensor in (name, "both")]
+        for bank in banks:
+            bank.set_bits(cell.bits)
+        # Of both, the step that is told is the weight's.
+        step, before = banks[0].values()[cell.bits], self._measured()
         after = before
         if self.updates:
-            self._train(cell, bank)
+            self._train(cell, banks)
             after = self._measured()
-        step_after = bank.values()[cell.bits]
+        step_after = banks[0].values()[cell.bits]
         return (before.loss, before.top1, after.loss, after.top1, step, step_after)
 
     def passes(self) -> tuple[int, int]:
@@ -133,17 +137,18 @@ class Bench:
         self.meter.images += num_images(self.norm_batches) + num_images(self.batches)
         return measure(self.network.model, self.batches, self.context.alive)
 
-    def _train(self, cell: Cell, bank: StepBank) -> None:
-        """Move the step, and the layer's weights if asked to, over the plan's first batches."""
+    def _train(self, cell: Cell, banks: Sequence[StepBank]) -> None:
+        """Move the steps, and the layer's weights if asked to, over the plan's first batches."""
         config, network, device = self.config, self.network, self.context.device
         parts = config.accumulate
-        learning: list[nn.Parameter] = [bank.steps]
+        steps = [bank.steps for bank in banks]
+        learning: list[nn.Parameter] = [*steps]
         if config.train == "step_and_weights":
             learning.append(network.model.get_parameter(f"{cell.layer}.weight"))
         for parameter in learning:
             parameter.requires_grad_(True)
         optimizer = make_sgd(learning, config)
-        bound_step_changes(optimizer, [bank.steps], config.max_step_change)
+        bound_step_changes(optimizer, steps, config.max_step_change)
         update = 0
         try:
             with evaluating(network.model):

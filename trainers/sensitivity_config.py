@@ -1,4 +1,4 @@
-"""What does measuring the sensitivity of single tensors need to be told? LIMPQ, Figure 2."""
+"""What does measuring the sensitivity of single layers need to be told? LIMPQ, Figure 2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainers.recipes import CLOSED, Count, CountFromZero, QuantTrainingConfig, 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SensitivityConfig(QuantTrainingConfig):
-    """One tensor at few bits, the rest in full precision: loss without and with a short training.
+    """One layer at few bits, the rest in full precision: loss without and with a short training.
 
     The optimizer's keys belong to that short training. ``weight_init`` and ``act_init`` at
     ``constant`` are the paper's experiment of same starts (Figure 3); a long training of the step
@@ -21,9 +21,10 @@ class SensitivityConfig(QuantTrainingConfig):
     Attributes:
         bits: widths that each tensor is set to. Ours.
         layers: searched layers to measure; empty = all.
-        tensors: ``weight``, ``act`` (what a layer reads), or both.
-        train: what moves in the short training: the tensor's ``step`` alone, or the step and the
-            layer's weights. All else is fixed, BatchNorm in evaluation mode. Ours.
+        tensors: what of a layer is quantized at a time: its ``weight``, ``act`` (what it reads), or
+            ``both`` at the same bits, as in the paper.
+        train: what moves in the short training: the ``step`` of what is quantized alone, or the
+            step and the layer's weights. All else is fixed, BatchNorm in evaluation mode. Ours.
         steps: updates of it; 0 = none, null = ``epochs``. Ours.
         batch_size: images an update. Ours.
         lr: learning rate. Ours.
@@ -41,7 +42,7 @@ class SensitivityConfig(QuantTrainingConfig):
 
     bits: Annotated[tuple[Annotated[int, Ge(2), Le(16)], ...], MinLen(1)] = (2, 3, 4)
     layers: tuple[str, ...] = ()
-    tensors: Annotated[tuple[Literal["weight", "act"], ...], MinLen(1)] = ("weight", "act")
+    tensors: Annotated[tuple[Literal["weight", "act", "both"], ...], MinLen(1)] = ("weight", "act")
     train: Literal["step", "step_and_weights"] = "step_and_weights"
     steps: CountFromZero | None = 20
     epochs: Count = 1

@@ -101,7 +101,7 @@ def test_a_teacher_is_a_forward_pass_whenever_it_is_asked() -> None:
 def test_single_layers_are_measured_before_and_after_their_training() -> None:
     config, plan = planned("limpq_mobilenet_v1_imagenet_contrast")
     work = work_of(config, plan, IMAGES)["evidence-sensitivity"]
-    entries = 10 * 2 * 2
+    entries = 10 * 2 * 3
     assert work == Work(trained=entries * 2500 * 256, forward=entries * 2 * 50_000)
 
 

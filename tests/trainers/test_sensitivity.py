@@ -102,11 +102,15 @@ def test_training_mends_and_moves_the_step(start, found, tmp_path):
     assert sum(left) < 0.7 * sum(rises)
 
 
-def test_the_loss_without_training_is_that_of_the_formula(start, found, tmp_path):
-    """Weights rounded by hand, the rest untouched, statistics as they were."""
-    recipe = replace(RECIPE, bn_images=0, steps=0, images_from="train", bits=(3,))
+@pytest.mark.parametrize("tensor", ["weight", "both"])
+def test_the_loss_without_training_is_that_of_the_formula(start, tmp_path, tensor):
+    """Weights, and then inputs as well, rounded by hand, the rest untouched."""
+    recipe = replace(
+        RECIPE, bn_images=0, steps=0, images_from="train", bits=(3,), tensors=("act", tensor)
+    )
     run(spec_of(start, recipe), tmp_path)
-    row = {r[:3]: r for r in rows_of(tmp_path)}["layer1.0.conv1", "weight", 3]
+    rows = {r[:3]: r for r in rows_of(tmp_path)}
+    row, act_step = rows["layer1.0.conv1", tensor, 3], rows["layer1.0.conv1", "act", 3][7]
     torch.manual_seed(0)
     model = build_model(MODEL)
     model.load_state_dict(torch.load(start / "start.pt", weights_only=True))
@@ -118,6 +122,11 @@ def test_the_loss_without_training_is_that_of_the_formula(start, found, tmp_path
     bench = Bench(spec_of(start, recipe), PhaseContext.alone(tmp_path), recipe, Meter())
     x, y = (torch.cat(part) for part in zip(*bench.batches, strict=True))
     model.eval()
+    if tensor == "both":
+        # What it reads comes from a ReLU: eight levels from zero.
+        model.get_submodule("layer1.0.conv1").register_forward_pre_hook(
+            lambda _, read: ((read[0] / act_step).round().clamp(0, 7) * act_step,)
+        )
     with torch.no_grad():
         logits = model(x)
     assert row[3] == pytest.approx(float(F.cross_entropy(logits, y)), rel=1e-5)
@@ -126,10 +135,11 @@ def test_the_loss_without_training_is_that_of_the_formula(start, found, tmp_path
 
 
 @pytest.mark.parametrize("train", ["step", "step_and_weights"])
-def test_only_the_cell_s_layer_moves_and_the_next_starts_afresh(start, tmp_path, train):
+@pytest.mark.parametrize("tensor", ["act", "both"])
+def test_only_the_cell_s_layer_moves_and_the_next_starts_afresh(start, tmp_path, train, tensor):
     recipe = replace(RECIPE, train=train)
     bench = Bench(spec_of(start, recipe), PhaseContext.alone(tmp_path), recipe, Meter())
-    cell, other = Cell("layer1.0.conv1", "act", 2), Cell("layer3.0.conv2", "weight", 4)
+    cell, other = Cell("layer1.0.conv1", tensor, 2), Cell("layer3.0.conv2", "weight", 4)
     first = bench.cell(cell)
     moved = {
         name
@@ -138,6 +148,8 @@ def test_only_the_cell_s_layer_moves_and_the_next_starts_afresh(start, tmp_path,
             ("running_mean", "running_var", "num_batches_tracked"))
     }  # fmt: skip
     expected = {"layer1.0.conv1.act_quantizer.steps"}
+    if tensor == "both":
+        expected.add("layer1.0.conv1.weight_quantizer.steps")
     if train == "step_and_weights":
         expected.add("layer1.0.conv1.weight")
     assert moved == expected
