@@ -33,11 +33,11 @@ def child_key(step: Step, name: str) -> str:
 
 
 def training_key(step: Step, row: Candidate) -> str:
-    """Key of one policy's training: its bits, where it starts, and what the step hashes.
+    """Key of one policy's training: its bits, what it takes over, and what the step hashes.
 
     Who asked for the policy is not in it, so runs with other searches share the training.
     """
-    start = f"@{row.start_key}" if row.start else ""
+    start = f"@{row.start_key}:{'+'.join(sorted(row.start))}" if row.start else ""
     return child_key(step, f"{row.entry}{start}")
 
 

@@ -230,6 +230,8 @@ def _metamix_steps(
 ) -> tuple[Step, list[Step]]:
     """One meta-state, and a bit selection for every target that is trained and can be met."""
     bits = asdict(config.bits)
+    # What weight training takes over changes no selection; the key of the training has it.
+    search = {k: v for k, v in asdict(config.metamix).items() if k != "inherit"}
     meta = _step(
         "meta", "metamix.meta", needs,
         {**common, "bits": bits, "config": asdict(config.metamix.meta)},
@@ -239,7 +241,7 @@ def _metamix_steps(
         _step(
             selection_name(limits), "metamix.bit_selection", (*needs, meta),
             {
-                **common, "bits": bits, "config": asdict(config.metamix),
+                **common, "bits": bits, "config": search,
                 "target": dict(limits.texts), "accounting": config.accounting,
             },
             f"select bits for {limits.name}, {_length(config.metamix.search)}",

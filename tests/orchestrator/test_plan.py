@@ -234,6 +234,14 @@ def test_another_target_leaves_the_meta_state_as_it_is(tmp_path: Path) -> None:
     assert before["select-l0"] != after["select-l0"]
 
 
+def test_what_training_takes_over_changes_no_selection(tmp_path: Path) -> None:
+    before = _keys(_plan(tmp_path, text=METAMIX))
+    after = _keys(_plan(tmp_path, "metamix.inherit=nothing", text=METAMIX))
+    assert before == after
+    other = _keys(_plan(tmp_path, "metamix.search.lambda_r=0.5", text=METAMIX))
+    assert before["select-l0"] != other["select-l0"]
+
+
 def test_a_start_from_limpq_trains_its_indicators_first(tmp_path: Path) -> None:
     plan = _plan(tmp_path, "metamix.start=limpq", text=METAMIX)
     names = [step.name for step in plan.steps]

@@ -112,5 +112,6 @@ def test_a_training_is_keyed_by_its_bits_and_its_start_alone(tmp_path: Path) -> 
     assert training_key(step, row("limpq")) == training_key(step, row("uniform", alpha=2.0))
     first = row("metamix", start={"weights": "w"}, start_key="one")
     other = row("metamix", start={"weights": "w"}, start_key="two")
-    keys = {training_key(step, each) for each in (row("limpq"), first, other)}
-    assert len(keys) == 3
+    more = row("metamix", start={"weights": "w", "act_steps": "a"}, start_key="one")
+    keys = {training_key(step, each) for each in (row("limpq"), first, other, more)}
+    assert len(keys) == 4
