@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
 from solvers.tables import CostTable, LayerBits
 from trainers.costs import trace_costs
@@ -42,6 +43,24 @@ def test_totals_of_the_papers_networks(name: str) -> None:
     )
     assert totals == GOLDEN[name]
     assert costs.layers[0].pinned == costs.layers[-1].pinned == LayerBits(weight_bits=8, act_bits=8)
+
+
+# One of every family that torchvision publishes weights of and that has no attention.
+PUBLISHED = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet1_0",
+    "mobilenet_v3_small", "regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x1_0",
+    "squeezenet1_1", "vgg11", "wide_resnet50_2",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_macs_are_those_that_torchvision_publishes(name: str) -> None:
+    published = [each.meta["_ops"] for each in get_model_weights(name)]
+    model = build_model(ModelSpec(name=name, num_classes=1000))  # RegNets need their data
+    costs = trace_costs(model, name=name, input_shape=(3, 224, 224))
+    found = sum(layer.num_macs for layer in costs) / 1e9
+    assert min(abs(found - each) for each in published) < 0.0006  # printed to three places
 
 
 def test_counts_of_one_layer_of_each_kind() -> None:
