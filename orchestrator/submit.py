@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import shlex
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.config import KnownNames, load_config
 from orchestrator.config_types import MOUNTED, is_published
@@ -31,6 +33,10 @@ STOP_WAIT_S = 120
 _PATHS = ("data.path", "model.weights")
 _TEACHER = "distillation.weights"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+# Ray's client itself would wait for ever on a connection whose middle is gone.
+ANSWER_WITHIN_S = 60.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +198,8 @@ class Jobs:
     def all(self) -> tuple[Job, ...]:
         """Every run that was submitted to the cluster, newest last."""
         with self._told():
-            found = [j for j in self._client.list_jobs() if _RUN_KEY in (j.metadata or {})]
+            listed = _in_time(self._client.list_jobs)
+        found = [j for j in listed if _RUN_KEY in (j.metadata or {})]
         return tuple(_job(j) for j in sorted(found, key=lambda j: j.start_time or 0))
 
     def find(self, text: str) -> Job:
@@ -212,7 +219,7 @@ class Jobs:
     def state(self, job_id: str) -> Job:
         """How it stands now."""
         with self._told():
-            return _job(self._client.get_job_info(job_id))
+            return _job(_in_time(lambda: self._client.get_job_info(job_id)))
 
     def log(self, job_id: str) -> str:
         """Everything its driver wrote so far; there after it ended or was stopped, too."""
@@ -237,6 +244,20 @@ class Jobs:
             yield
         except (RuntimeError, ConnectionError, OSError) as error:
             raise _unreachable(self.address, error) from error
+
+
+def _in_time(ask: Callable[[], T]) -> T:
+    """The answer to a question, or ``TimeoutError``; then a thread is left that waits on."""
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return answer.result(ANSWER_WITHIN_S)
 
 
 def _client(address: str) -> Any:

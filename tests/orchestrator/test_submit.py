@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -213,6 +214,26 @@ def test_a_line_that_breaks_and_comes_back_loses_and_doubles_nothing(
     job = follow_job(jobs, job_id, said.append, clock.sleep, lambda: clock.now)
     assert "".join(said) == LOG
     assert int(job.code) == 0
+
+
+def test_a_connection_that_is_silent_for_ever_counts_as_a_broken_one(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(Cluster):
+        def get_job_info(self, job_id: str) -> SimpleNamespace:
+            told.wait()
+            return super().get_job_info(job_id)
+
+    told = threading.Event()
+    jobs = Jobs("a", Silent())
+    job_id = jobs.submit(_request(file)).job_id
+    monkeypatch.setattr(submit, "ANSWER_WITHIN_S", 0.05)
+    try:
+        with pytest.raises(ResourceError, match="TimeoutError"):
+            jobs.state(job_id)
+    finally:
+        told.set()
+    assert jobs.state(job_id).job_id == job_id
 
 
 def test_failures_that_are_not_in_a_row_do_not_add_up(file: Path) -> None:
