@@ -23,6 +23,7 @@ sys.path.insert(0, str(HERE))
 from fault_ledger import Ledger  # noqa: E402
 from forked import Phases  # noqa: E402
 
+from orchestrator.records import State  # noqa: E402
 from solvers.storage import load_costs  # noqa: E402
 from solvers.tables import CostTable  # noqa: E402
 
@@ -169,7 +170,7 @@ class Command:
         """What no fault may change: states, policies, accuracies and weights by key."""
         found = {}
         for record in self.records():
-            if record["state"] == "FAILED":
+            if not State(record["state"]).final:
                 continue
             weights = record["outputs"].get("weights")
             digest = ""
@@ -186,7 +187,7 @@ class Command:
         """Nothing lost, nothing twice, every number the same, no torn file left."""
         entries = self.journal()
         assert [e["seq"] for e in entries] == list(range(len(entries)))
-        final = [r["key"] for r in self.records() if r["state"] != "FAILED"]
+        final = [r["key"] for r in self.records() if State(r["state"]).final]
         assert max(Counter(final).values()) == 1
         assert self.results() == undisturbed
         assert not list(self.root.rglob(".tmp-*"))
