@@ -52,9 +52,10 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "curves-runs": lambda: provenance(runs_of("evidence-lsq-curves")),
     "metamix-accuracy": _metamix("bitops_level=4x3.4"),
     "metamix-accuracy-4x4": _metamix("bitops_level=4x4"),
-    "metamix-bits": lambda: bits_table(runs_of("evidence-metamix")[0]),
-    "metamix-cost": lambda: cost_table(runs_of("evidence-metamix")),
-    "metamix-drift": lambda: drift_table(runs_of("evidence-metamix")[0]),
+    # Variants of a seed are runs of their own, beside its core.
+    "metamix-bits": lambda: bits_table(runs_of("evidence-metamix-core")[0]),
+    "metamix-cost": lambda: cost_table(runs_of("evidence-metamix-core")),
+    "metamix-drift": lambda: drift_table(runs_of("evidence-metamix-core")[0]),
     "metamix-runs": lambda: provenance(runs_of("evidence-metamix")),
     "limpq-25-accuracy": _limpq(accuracy_table),
     "limpq-25-tau": _limpq(tau_table),
