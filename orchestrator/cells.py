@@ -7,7 +7,7 @@ network and the candidate bits, so it is known before anything is trained.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.config_schema import ExperimentConfig, SearchConfig
 from orchestrator.records import alpha_text
@@ -31,6 +31,7 @@ class LimitSet:
         smallest: kind -> least use of any policy, the other limits aside.
         largest: kind -> greatest use of any policy.
         resources: kind -> what is counted.
+        layers: kind -> number of layers that a mean is taken over.
         problem: why no policy can meet it; empty when each limit can be met alone.
     """
 
@@ -41,6 +42,7 @@ class LimitSet:
     smallest: Mapping[str, int]
     largest: Mapping[str, int]
     resources: Mapping[str, str]
+    layers: Mapping[str, int] = field(default_factory=dict)
     problem: str = ""
 
     @property
@@ -71,7 +73,12 @@ def bit_choices(config: ExperimentConfig) -> BitChoices:
 
 
 def resolve_limits(
-    search: SearchConfig, costs: CostTable, choices: BitChoices, accounting: str
+    search: SearchConfig,
+    costs: CostTable,
+    choices: BitChoices,
+    accounting: str,
+    *,
+    to_spend: bool = False,
 ) -> tuple[LimitSet, ...]:
     """Every limit set in integers, with the reachable range of each limit.
 
@@ -80,7 +87,8 @@ def resolve_limits(
     """
     named = accounting_named(accounting)
     return tuple(
-        _resolve(index, texts, costs, choices, named) for index, texts in enumerate(search.limits)
+        _resolve(index, texts, costs, choices, named, to_spend)
+        for index, texts in enumerate(search.limits)
     )
 
 
@@ -148,22 +156,30 @@ def _resolve(
     costs: CostTable,
     choices: BitChoices,
     accounting: Accounting,
+    to_spend: bool,
 ) -> LimitSet:
     try:
         limits = tuple(limit_from(kind, value) for kind, value in texts.items())
         problem = build_problem(costs, choices, limits, importance=None, accounting=accounting)
     except SolversError as error:
         raise type(error)(f"search.limits.{index}: {error}") from error
-    bounds, smallest, largest, resources = {}, {}, {}, {}
+    bounds, smallest, largest, resources, layers = {}, {}, {}, {}, {}
     reasons = []
     for kind, ceiling in zip(texts, problem.ceilings, strict=True):
         low, high = reach_of(problem, ceiling)
         bounds[kind], smallest[kind], largest[kind] = ceiling.bound, low, high
         resources[kind] = ceiling.resource
+        if ceiling.layers:
+            layers[kind] = len(ceiling.layers)
         if low > ceiling.bound:
             reasons.append(
                 f"{kind}={texts[kind]} allows {ceiling.shown(ceiling.bound):,.6g}, the smallest "
                 f"reachable is {ceiling.shown(low):,.6g}"
+            )
+        elif to_spend and high < ceiling.bound:
+            reasons.append(
+                f"{kind}={texts[kind]} is to be spent: {ceiling.shown(ceiling.bound):,.6g}, the "
+                f"largest reachable is {ceiling.shown(high):,.6g}"
             )
     return LimitSet(
         index=index,
@@ -173,5 +189,6 @@ def _resolve(
         smallest=smallest,
         largest=largest,
         resources=resources,
+        layers=layers,
         problem="; ".join(reasons),
     )

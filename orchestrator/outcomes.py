@@ -133,6 +133,7 @@ def candidate_record(
         "smallest": dict(limits.smallest),
         "largest": dict(limits.largest),
         "resources": dict(limits.resources),
+        "layers": dict(limits.layers),
         "training": candidate.entry,
         **candidate.facts,
     }

@@ -121,7 +121,10 @@ def make_plan(
         LimitError: a limit that cannot be understood.
     """
     choices = bit_choices(config)
-    limit_sets = resolve_limits(config.search, costs, choices, config.accounting)
+    # MetaMix selects towards a target, and what lies above its reach is no target.
+    limit_sets = resolve_limits(
+        config.search, costs, choices, config.accounting, to_spend=config.method == "metamix"
+    )
     common = {
         "seed": config.seed,
         "model": asdict(config.model),

@@ -228,21 +228,29 @@ def _search_s(asked: RunRecord, search: Sequence[RunRecord]) -> float | None:
 
 
 def reachable_text(record: RunRecord) -> str:
-    """Of an infeasible row: what was asked and the smallest that any policy reaches."""
+    """Of an infeasible row: what was asked and what any policy reaches at that end."""
     facts = record.facts
     parts = []
     for kind, smallest in facts.get("smallest", {}).items():
         bound = facts.get("bounds", {}).get(kind)
         resource = facts.get("resources", {}).get(kind, "")
         if bound is not None:
-            note = "" if smallest > bound else ", can be met alone"
-            asked, least = amount_text(resource, bound), amount_text(resource, smallest)
-            parts.append(f"{kind}: asked {asked}, smallest reachable {least}{note}")
+            layers = facts.get("layers", {}).get(kind, 0)
+            largest = facts.get("largest", {}).get(kind, bound)
+            asked = amount_text(resource, bound, layers)
+            if bound > largest:
+                end = f"largest reachable {amount_text(resource, largest, layers)}"
+            else:
+                note = "" if smallest > bound else ", can be met alone"
+                end = f"smallest reachable {amount_text(resource, smallest, layers)}{note}"
+            parts.append(f"{kind}: asked {asked}, {end}")
     return "; ".join(parts)
 
 
-def amount_text(resource: str, amount: int) -> str:
-    """An integer of the solver in the unit that people use."""
+def amount_text(resource: str, amount: int, layers: int = 0) -> str:
+    """An integer of the solver in the unit that people use; of a sum over layers, the mean."""
+    if layers:
+        return f"{amount / layers:.4g} bit"
     if resource == "bitops":
         return bitops_text(amount / 1e9)
     if resource == "size_bits":

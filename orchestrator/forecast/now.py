@@ -146,8 +146,11 @@ def _time(steps: list[dict[str, Any]], rate: Rate | None, workers: int) -> dict[
 
 def _reach(limits: LimitSet) -> list[str]:
     return [
-        f"{amount_text(limits.resources[kind], bound)} of "
-        f"{amount_text(limits.resources[kind], limits.smallest[kind])} to "
-        f"{amount_text(limits.resources[kind], limits.largest[kind])} reachable"
+        "{} of {} to {} reachable".format(
+            *(
+                amount_text(limits.resources[kind], amount, limits.layers.get(kind, 0))
+                for amount in (bound, limits.smallest[kind], limits.largest[kind])
+            )
+        )
         for kind, bound in limits.bounds.items()
     ]

@@ -12,8 +12,10 @@ from orchestrator.config import load_config
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.ledger import Ledger, overhead_share
 from orchestrator.made_controls import draw_seed, made_controls
+from orchestrator.outcomes import candidate_record
 from orchestrator.plan import Plan, make_plan
 from orchestrator.policies import Candidate, to_train, unmet_candidates
+from orchestrator.results import reachable_text
 from orchestrator.sweep import cell_chunks, question_chunks
 from orchestrator.trace import weight_hashes
 from solvers.batch import Question
@@ -232,6 +234,21 @@ def test_another_target_leaves_the_meta_state_as_it_is(tmp_path: Path) -> None:
     assert before["meta"] == after["meta"]
     assert before["select-l1"] == after["select-l1"]
     assert before["select-l0"] != after["select-l0"]
+
+
+def test_a_target_outside_what_the_candidates_reach_is_told_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    for level, words in (("4x9", "largest reachable"), ("4x1", "smallest reachable")):
+        plan = _plan(tmp_path, text=METAMIX.replace("2x4", level))
+        assert words in plan.limit_sets[0].problem
+        assert [limits.index for _, limits in plan.selections] == [1]
+        (row, *_) = unmet_candidates("metamix", plan.limit_sets)
+        assert words in reachable_text(
+            candidate_record("run", plan.step("sweep"), row, seed=0, policy_file="")
+        )
+    # To LIMPQ the same limit is no more than loose.
+    assert not _plan(tmp_path, text=TEXT.replace("2x4", "4x9")).limit_sets[0].problem
 
 
 def test_what_training_takes_over_changes_no_selection(tmp_path: Path) -> None:
