@@ -22,7 +22,8 @@ class ClusterConfig:
             a little.
         cpus_per_worker: null = an equal share of the cores, less what the driver needs.
         gpus_per_worker: GPUs each worker asks for.
-        threads_per_worker: compute threads of each worker; null = its whole CPUs, at least 1.
+        threads_per_worker: compute threads of each worker; null = its CPUs, rounded, at
+            least 1.
         placement: how Ray spreads workers over nodes.
         retries: how often a phase is started again, by what ended it.
         wait_for_nodes_s: how long a phase that lost nodes waits for room before the run gives up.

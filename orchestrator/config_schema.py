@@ -283,7 +283,7 @@ class ExperimentConfig:
             sizes).
         random_draws: how many policies the control ``random`` draws; rows ``random``,
             ``random-2`` ... Ours.
-        evidence: observations of the MetaMix paper to repeat beside the search.
+        evidence: observations of both papers to repeat beside the search.
         evaluate: how networks are measured.
         tracking: the MLflow mirror.
         reports: rows of ``configs/literature`` that this experiment repeats, by id; shown beside

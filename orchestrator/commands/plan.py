@@ -36,10 +36,10 @@ def command(
     """Say what running the file CONFIG would do, and what it would take.
 
     Every step is told as run, cached (done, outputs verified), reused (done in a run named by
-    --reuse) or blocked, with the reason, and
-    every set of limits with what is reachable; then device hours, wall time and disk, and what
-    the papers report for the same. Needs neither images nor weights. Exit code 3 when some limits
-    are infeasible.
+    --reuse) or blocked, with the reason, and every set of limits with what is reachable; then
+    device hours, wall time and disk, and what the papers report for the same. Needs neither images
+    nor weights, but those that the file names must be here: for a cluster's file, give --set
+    data.path=null or --set model.weights=torchvision. Exit code 3 when some limits are infeasible.
     """
     from orchestrator.config import load_config
     from orchestrator.forecast.now import forecast
