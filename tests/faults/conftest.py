@@ -170,7 +170,9 @@ class Command:
         """What no fault may change: states, policies, accuracies and weights by key."""
         found = {}
         for record in self.records():
-            if not State(record["state"]).final:
+            # The trainings together have a record only where they were blocked before: it takes that
+            # back. Each of them has its own.
+            if not State(record["state"]).final or record["phase"] == "weight_training":
                 continue
             weights = record["outputs"].get("weights")
             digest = ""
