@@ -34,7 +34,7 @@ from solvers.problem import build_problem
 from solvers.published import lists_from_policy, policy_from_lists
 from solvers.reach import reachable
 from solvers.result import SolveRequest
-from solvers.solve import solve
+from solvers.solve import changed_by_repair, solve
 from solvers.tables import BitChoices, LayerBits
 
 
@@ -340,8 +340,6 @@ def test_impossible_devices(mapping, complaint):
 
 
 def test_what_the_repair_rule_changes(tiny, tiny_importance, pairs):
-    from solvers.solve import changed_by_repair
-
     some_changed = False
     for layer in ("a", "b"):
         for tensor in ("weight", "act"):
@@ -362,3 +360,13 @@ def test_what_the_repair_rule_changes(tiny, tiny_importance, pairs):
             assert changed_by_repair(replace(request, repair="keep"), kept) == ()
             some_changed = some_changed or bool(differ)
     assert some_changed
+
+
+def test_without_a_policy_nobody_knows_what_the_repair_rule_changes(tiny, tiny_importance, pairs):
+    request = SolveRequest(
+        costs=tiny, importance=tiny_importance, choices=pairs, alpha=1.0,
+        limits=(parse_limit("bitops=1"),),
+    )  # fmt: skip
+    for repair in ("isotonic", "keep", "erase"):
+        asked = replace(request, repair=repair)
+        assert changed_by_repair(asked, solve(asked)) is None
