@@ -326,6 +326,8 @@ def test_devices_from_ranges_and_lists(tmp_path):
         ({"devices": [{"name": "x", "limits": {"bitops": 3}}] * 2}, "stands twice"),
         ({"ranges": {"limits": {"bitops": [3]}}}, "smallest, largest"),
         ({"ranges": {"limits": {"bitops": [3, 2]}}}, "not a range"),
+        ({"ranges": {"limits": {"mean_weight_bits": [2, "3@l1"]}}}, "name different layers"),
+        ({"ranges": {"limits": {"mean_act_bits": ["2@a", "3@b"]}}}, "name different layers"),
         ({"ranges": {"limits": {"bitops_level": ["2x2", "3x3"]}}}, "give bitops"),
         ({"ranges": {"limits": {"latency_us": [100, 900]}}}, "list devices"),
         ({"ranges": {"limits": {"bitops": [1, 2]}, "count": 0}}, "count"),
