@@ -75,10 +75,19 @@ def test_the_first_activation_is_charged_as_the_accounting_says(tiny):
     assert charged - exact == 1000 * 8 * (32 - 8)
 
 
-def test_counts_beyond_64_bits_are_refused(tiny):
+def test_counts_beyond_64_bits_are_refused(tiny, pairs):
     huge = replace(tiny, layers=(*tiny.layers[:-1], replace(tiny.layers[-1], num_macs=10**18)))
     with pytest.raises(TableError, match="layer 'head'"):
         check_magnitude(huge)
+    # The FP32 rest is counted by `fp32-rest` and can leave 64 bits as well.
+    huge = replace(tiny, layers=(*tiny.layers[:-1], replace(tiny.layers[-1], num_biases=10**18)))
+    with pytest.raises(TableError, match="layer 'head'"):
+        check_magnitude(huge)
+    with pytest.raises(TableError, match="num_other_params"):
+        check_magnitude(replace(tiny, num_other_params=10**30))
+    limits = [parse_limit("weight_bytes=1MB")]
+    with pytest.raises(TableError, match="num_other_params"):
+        build_problem(replace(tiny, num_other_params=10**30), pairs, limits, importance=None)
 
 
 def test_peak_by_hand(tiny):
