@@ -163,6 +163,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert [p.name for p in path.parent.iterdir()] == ["x"]
 
 
+@pytest.mark.parametrize("path", [".", "", "/"])
+def test_a_path_that_names_no_file_is_told_as_a_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsADirectoryError):
+        write_atomically(path, b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_latency_tables(tmp_path):
     path = tmp_path / "l.csv"
     path.write_text("layer,weight_bits,act_bits,latency_us\na,2,2,1.5\na,4,2,0.1\n")
