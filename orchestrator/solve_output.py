@@ -69,6 +69,22 @@ def result_lines(result: SolveResult) -> list[str]:
     return lines
 
 
+def repair_lines(result: SolveResult, changed: tuple[str, ...] | None) -> list[str]:
+    """What the repair rule did to the answer; nothing where that is not known.
+
+    Args:
+        result: of one question.
+        changed: layers with other bits than without the rule; None if that could not be compared.
+    """
+    lines = []
+    num_forbidden = sum(v.used is None for v in result.violations)
+    if result.status is SolveStatus.INFEASIBLE and num_forbidden:
+        lines.append(f"           the rule forbids {num_forbidden} candidates; keep forbids none")
+    if result.violations and changed is not None:
+        lines.append(f"           the rule changes the bits of {', '.join(changed) or 'no layer'}")
+    return lines
+
+
 def _use_text(use: LimitUse) -> str:
     text = f"{use.limit}: uses {use.shown_use:.6g} of {use.shown_bound:.6g}, slack {use.slack}"
     text += ", binding" if use.binding else ""

@@ -239,10 +239,17 @@ def check_magnitude(costs: CostTable) -> None:
     """
     total = 0
     for layer in costs:
-        for count in (layer.num_macs, layer.num_macs_unfloored, layer.num_weights):
+        for count in (
+            layer.num_macs, layer.num_macs_unfloored, layer.num_weights, layer.num_biases,
+        ):  # fmt: skip
             total += count * FLOAT_BITS * FLOAT_BITS
         if total > LARGEST_TOTAL:
             raise TableError(
                 f"cost table of {costs.model!r}: layer {layer.name!r}: counts of "
-                f"{layer.num_macs} MACs and {layer.num_weights} weights are too large to add up"
+                f"{layer.num_macs} MACs, {layer.num_weights} weights and {layer.num_biases} biases "
+                "are too large to add up"
             )
+    if sum(t.num_elements for t in costs.tensors) * FLOAT_BITS > LARGEST_TOTAL:
+        raise TableError(f"cost table of {costs.model!r}: tensors are too large to add up")
+    if total + costs.num_other_params * FLOAT_BITS > LARGEST_TOTAL:
+        raise TableError(f"cost table of {costs.model!r}: num_other_params is too large to add up")

@@ -6,6 +6,7 @@ processes start with ``.tmp-``, so that whoever owns the folder can sweep them.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -17,8 +18,14 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
     """Put ``content`` at ``path``; after a kill at any instant the old or the new file is there.
 
     The folder is made if it is missing.
+
+    Raises:
+        IsADirectoryError: ``path`` names no file, as ``.``, ``/`` and the empty text.
+        OSError: the storage refused.
     """
     path = Path(path)
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")

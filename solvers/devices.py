@@ -11,7 +11,6 @@ limit. Three shapes of mapping are understood:
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 
 from solvers.errors import FormatError, LimitError
 from solvers.latency import LatencyTable
+from solvers.latency_files import read_csv_rows
 from solvers.limits import Limit, limit_from
 
 _DEVICE_KEYS = {"schema", "name", "limits", "latency_table", "notes"}
@@ -115,27 +115,16 @@ def load_devices_csv(path: Path | str) -> tuple[Device, ...]:
     """Devices from CSV: a ``name`` column and one column a kind of limit, empty = no such limit.
 
     Raises:
-        FormatError: missing or unreadable.
+        FormatError: missing or unreadable, a column that stands twice, or a row with more cells
+            than columns.
         LimitError: an unknown kind, unit or amount, naming the device.
     """
     path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            if "name" not in (reader.fieldnames or ()):
-                raise FormatError(f"{path}: column 'name' is missing")
-            rows = list(reader)
-    except FileNotFoundError:
-        raise FormatError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FormatError(f"{path}: cannot be read as CSV ({error})") from error
     devices = []
-    for line, row in enumerate(rows, 2):
+    for line, row in read_csv_rows(path, ("name",)):
         name = row.pop("name", None)
         if not name:
             raise FormatError(f"{path}: line {line}: name is empty")
-        if None in row:
-            raise FormatError(f"{path}: line {line}: device {name!r} has too many cells")
         try:
             limits = tuple(limit_from(k, v) for k, v in row.items() if v is not None and v.strip())
             devices.append(Device(name=name, limits=limits))
@@ -177,6 +166,11 @@ def generate_devices(
     for kind, (low, high) in ranges.items():
         if low.limit > high.limit or low.act_level is not None:
             raise LimitError(f"ranges: {kind}: {low.text} to {high.text} is not a range")
+        if low.layers != high.layers:
+            raise LimitError(
+                f"ranges: {kind}: {low.text} to {high.text} name different layers; "
+                "write the same patterns behind both ends"
+            )
         ends = float(low.limit), float(high.limit)
         draws = rng.random(count)
         if spacing == "log":

@@ -13,6 +13,10 @@ class TableError(SolversError):
     """A table contradicts itself or the other tables: missing, doubled or impossible entries."""
 
 
+class LatencyMissingError(TableError):
+    """A latency table does not hold a layer at some pair of bits that was asked for."""
+
+
 class PolicyError(SolversError):
     """A policy does not fit the network or the choices it is used with."""
 

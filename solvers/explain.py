@@ -3,7 +3,9 @@
 A limit that is out of reach alone needs arithmetic only. Limits that clash together need the
 solver: which of them, as few as possible, cannot be met at once (each is left out in turn and put
 back if the rest then fits), and the least use of each within the others. A pin or a group is a
-cause if freeing it saves something of a clashing limit, or makes everything fit.
+cause if freeing it saves something of a clashing limit, or makes everything fit. Nobody knows that
+of one whose freed layers the latency table has no entries for (a pinned layer is measured at its
+pin only); it is told as not examined.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from solvers.certificate import SolveStatus
+from solvers.errors import LatencyMissingError
 from solvers.infeasibility import Cause, Infeasibility, LimitReach
 from solvers.limits import Ceiling
 from solvers.peaks import moments_of
@@ -72,12 +75,13 @@ def explain(problem: Problem, *, solver: str = "auto", time_limit_s: float = 60.
         )
         for k, c in enumerate(problem.ceilings)
     )
-    causes = _causes(problem, clash, least, judge)
+    causes, unknown = _causes(problem, clash, least, judge)
     return Infeasibility(
         limits=limits,
         clash=tuple(problem.ceilings[k].limit.text for k in clash),
         causes=causes,
-        text=_text(problem.ceilings, clash, least, jointly, causes, is_alone=bool(alone)),
+        text=_text(problem.ceilings, clash, least, jointly, causes, is_alone=bool(alone))
+        + _not_examined(unknown),
     )
 
 
@@ -152,17 +156,26 @@ class _Judge:
 
 def _causes(
     problem: Problem, clash: Sequence[int], least: Sequence[int], judge: _Judge
-) -> tuple[Cause, ...]:
-    """Pins and groups that cost something of a clashing limit, largest share first."""
+) -> tuple[tuple[Cause, ...], tuple[str, ...]]:
+    """Pins and groups that cost something of a clashing limit, largest share first.
+
+    Returns:
+        The causes, and the names of those that the latency table says too little about.
+    """
     found: list[tuple[float, Cause]] = []
+    unknown: list[str] = []
     for what, name, costs in _freed(problem.costs):
-        free = build_problem(
-            costs,
-            problem.choices,
-            [c.limit for c in problem.ceilings],
-            importance=None,
-            accounting=problem.accounting,
-        )
+        try:
+            free = build_problem(
+                costs,
+                problem.choices,
+                [c.limit for c in problem.ceilings],
+                importance=None,
+                accounting=problem.accounting,
+            )
+        except LatencyMissingError:
+            unknown.append(f"{what} {name!r}")
+            continue
         free = _without_erased(free, problem)
         # A level is the cost of the network with its pins: the asked-for heights are kept.
         free = free.with_bounds([c.bound for c in problem.ceilings])
@@ -180,7 +193,7 @@ def _causes(
             )
             found.append((shares[best], cause))
     found.sort(key=lambda pair: (not pair[1].is_enough, -pair[0], pair[1].name))
-    return tuple(cause for _, cause in found)
+    return tuple(cause for _, cause in found), tuple(unknown)
 
 
 def _without_erased(free: Problem, problem: Problem) -> Problem:
@@ -220,6 +233,12 @@ def _freed(costs: CostTable) -> list[tuple[str, str, CostTable]]:
             layers = tuple(replace(s, group=None) if s.group == group else s for s in costs)
             found.append(("group", str(group), replace(costs, layers=layers)))
     return found
+
+
+def _not_examined(unknown: Sequence[str]) -> str:
+    if not unknown:
+        return ""
+    return f"; not examined: {', '.join(unknown)}, whose other bits have no latency in the table"
 
 
 def _text(

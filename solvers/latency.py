@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from solvers.accounting import LARGEST_TOTAL
-from solvers.errors import TableError
+from solvers.errors import LatencyMissingError, TableError
 from solvers.tables import LayerBits
 
 PS_PER_US = 1_000_000
@@ -53,12 +53,12 @@ class LatencyTable:
         """Latency of one layer at its bits.
 
         Raises:
-            TableError: the table does not hold it.
+            LatencyMissingError: the table does not hold it.
         """
         try:
             return self._index[layer, bits.weight_bits, bits.act_bits]
         except KeyError:
-            raise TableError(
+            raise LatencyMissingError(
                 f"latency table {self.name}: layer {layer!r} has no latency_us for "
                 f"{bits.weight_bits} bit weights and {bits.act_bits} bit activations"
             ) from None

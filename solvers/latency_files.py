@@ -1,9 +1,14 @@
-"""How are latencies measured elsewhere read? CSV or Parquet with four named columns."""
+"""How are latencies measured elsewhere read? CSV or Parquet with four named columns.
+
+No cell is lost in silence. Python's CSV reader keeps the last of two columns with one name and puts
+surplus cells aside, so that a latency or a limit would be gone without a word (``10,9`` for 10.9 is
+one cell too many); both are refused. ``devices.py`` reads its CSV files by the same rules.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +24,8 @@ def load_latency(path: Path | str) -> LatencyTable:
     """Read ``layer, weight_bits, act_bits, latency_us`` from ``.csv`` or ``.parquet``.
 
     Raises:
-        FormatError: missing, unreadable, or a column is missing.
+        FormatError: missing, unreadable, a column is missing or stands twice, or a row has cells
+            beyond the columns.
         TableError: an impossible or doubled entry, naming file, layer and key.
     """
     path = Path(path)
@@ -30,13 +36,7 @@ def load_latency(path: Path | str) -> LatencyTable:
 
 
 def _csv_rows(path: Path) -> Iterable[tuple[int, dict[str, object]]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            _require_columns(path, reader.fieldnames or ())
-            return [(line, dict(row)) for line, row in enumerate(reader, 2)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise FormatError(f"{path}: cannot be read as CSV ({error})") from error
+    return [(line, dict(cells)) for line, cells in read_csv_rows(path, _COLUMNS)]
 
 
 def _parquet_rows(path: Path) -> Iterable[tuple[int, dict[str, object]]]:
@@ -46,15 +46,9 @@ def _parquet_rows(path: Path) -> Iterable[tuple[int, dict[str, object]]]:
             table = file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FormatError(f"{path}: cannot be read as Parquet, perhaps cut short") from error
-    _require_columns(path, table.column_names)
+    check_columns(path, table.column_names, _COLUMNS)
     columns = [table.column(name).to_pylist() for name in _COLUMNS]
     return [(i, dict(zip(_COLUMNS, row, strict=True))) for i, row in enumerate(zip(*columns))]  # noqa: B905
-
-
-def _require_columns(path: Path, found: Iterable[str]) -> None:
-    for name in _COLUMNS:
-        if name not in set(found):
-            raise FormatError(f"{path}: column {name!r} is missing; needs {', '.join(_COLUMNS)}")
 
 
 def _checked(row: dict[str, object], path: Path, number: int) -> tuple[str, int, int, int]:
@@ -73,3 +67,50 @@ def _checked(row: dict[str, object], path: Path, number: int) -> tuple[str, int,
     if isinstance(latency, bool) or not isinstance(latency, (int, float, str)):
         raise TableError(f"{where}: latency_us is {latency!r}; it must be a number")
     return (layer, bits[0], bits[1], latency_ps_from_us(latency, where))
+
+
+def read_csv_rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str | None]]]:
+    """(line, cells by column name) of every row; a cell that a short row lacks is None.
+
+    Args:
+        path: of the file.
+        needed: columns that must be there.
+
+    Raises:
+        FormatError: no such file, unreadable, a column that is missing or stands twice, or a row
+            with more cells than columns.
+    """
+    rows = []
+    try:
+        # Excel marks the start of its UTF-8 files; the mark is no part of the first name.
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            check_columns(path, reader.fieldnames or (), needed)
+            for cells in reader:
+                if None in cells:
+                    raise FormatError(
+                        f"{path}: line {reader.line_num}: too many cells; a decimal comma is one "
+                        "(write 10.9, not 10,9)"
+                    )
+                rows.append((reader.line_num, dict(cells)))
+    except FileNotFoundError:
+        raise FormatError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FormatError(f"{path}: cannot be read as CSV ({error})") from error
+    return rows
+
+
+def check_columns(path: Path, found: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuse a header without a needed column, or with one name twice.
+
+    Raises:
+        FormatError: naming the column.
+    """
+    for name in needed:
+        if name not in found:
+            raise FormatError(f"{path}: column {name!r} is missing; needs {', '.join(needed)}")
+    for name in found:
+        if found.count(name) > 1:
+            raise FormatError(
+                f"{path}: column {name!r} stands {found.count(name)} times; keep one of them"
+            )

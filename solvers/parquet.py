@@ -39,7 +39,8 @@ def read_table(
     """Facts and the named columns as lists.
 
     Raises:
-        FormatError: missing, unreadable or cut short, another schema, or a column is missing.
+        FormatError: missing, unreadable or cut short, another schema, or a column is missing
+            or stands twice.
     """
     facts, table = read_arrow(path, schema, columns)
     return facts, {name: table.column(name).to_pylist() for name in columns}
@@ -49,7 +50,8 @@ def read_arrow(path: Path | str, schema: str, columns: Sequence[str]) -> tuple[d
     """As ``read_table``, leaving the columns in Arrow.
 
     Raises:
-        FormatError: missing, unreadable or cut short, another schema, or a column is missing.
+        FormatError: missing, unreadable or cut short, another schema, or a column is missing
+            or stands twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,12 +69,15 @@ def read_arrow(path: Path | str, schema: str, columns: Sequence[str]) -> tuple[d
     found = metadata.get(_SCHEMA, b"no schema").decode(errors="replace")
     if found != schema:
         raise FormatError(f"{path}: holds {found}, but {schema} is what can be read here")
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise FormatError(f"{path}: column {missing[0]!r} of {schema} is missing")
+    for name in columns:
+        num = table.column_names.count(name)
+        if num != 1:
+            how = "is missing" if num == 0 else f"stands {num} times"
+            raise FormatError(f"{path}: column {name!r} of {schema} {how}")
     try:
         facts = json.loads(metadata.get(_FACTS, b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        # Brackets within brackets by the thousand end Python's stack before its patience.
         raise FormatError(f"{path}: its {schema} facts are not JSON") from error
     if not isinstance(facts, dict):
         raise FormatError(f"{path}: its {schema} facts are not a JSON object")

@@ -152,7 +152,7 @@ def build_problem(
         of_unit = np.zeros(len(unit.options))
         if indicators is not None:
             of_unit = _option_costs(unit, widths, indicators, alpha)
-            allowed = np.isfinite(of_unit)
+            allowed = _allowed(unit, indicators)
             if not allowed.all():
                 unit, of_unit = _without(unit, allowed), of_unit[allowed]
                 widths = Widths.of(unit.options)
@@ -213,6 +213,28 @@ def _option_costs(
         }
         total += [act[a] + weight[w] for w, a in zip(weight_bits, act_bits, strict=True)]
     return total
+
+
+def _allowed(unit: Unit, indicators: Indicators) -> npt.NDArray[np.bool_]:
+    """Options that the rule ``erase`` leaves, [options]; the other rules forbid nothing.
+
+    Read off the indicators and not off the summed costs: a sum can be infinite because its parts
+    are too large to add up, which is the table's fault and told as such (``on_exact_grid``).
+    """
+    if indicators.rule != "erase":
+        return np.ones(len(unit.options), dtype=np.bool_)
+    values = indicators.values
+    return np.array(
+        [
+            all(
+                values[layer.name, tensor, bits] < math.inf
+                for layer in unit.layers
+                if layer.pinned is None
+                for tensor, bits in (("weight", o.weight_bits), ("act", o.act_bits))
+            )
+            for o in unit.options
+        ]
+    )
 
 
 def on_exact_grid(

@@ -49,19 +49,23 @@ def solve(request: SolveRequest) -> SolveResult:
     )
 
 
-def changed_by_repair(request: SolveRequest, result: SolveResult) -> tuple[str, ...]:
+def changed_by_repair(request: SolveRequest, result: SolveResult) -> tuple[str, ...] | None:
     """Layers that would get other bits if the learned indicators were kept as they are.
 
-    Empty without violations or without a policy: then the rule has changed nothing.
+    Returns:
+        Their names, none without violations; None where there is nothing to compare: no policy
+        with the rule, or none without it within the time limit.
 
     Raises:
         SolverFailedError: the backend broke.
     """
-    if not result.violations or result.policy is None or request.repair == "keep":
+    if result.policy is None:
+        return None
+    if not result.violations or request.repair == "keep":
         return ()
     as_learned = solve(replace(request, repair="keep", prices="none", explain=False)).policy
     if as_learned is None:
-        return ()
+        return None
     return tuple(name for name, bits in result.policy.layers if as_learned.bits_of(name) != bits)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from solvers.accounting import check_magnitude
 from solvers.columns import numbers, texts
 from solvers.decode import Fields
 from solvers.errors import FormatError, TableError
@@ -103,7 +104,7 @@ def load_costs(path: Path | str) -> CostTable:
     if num_other < 0:
         raise TableError(f"{path}: num_other_params is {num_other}; it must be 0 or more")
     try:
-        return CostTable(
+        costs = CostTable(
             model=about.text("model"),
             input_shape=tuple(shape),
             layers=tuple(layers),
@@ -111,8 +112,10 @@ def load_costs(path: Path | str) -> CostTable:
             tensors=tensors,
             fingerprint=about.text("fingerprint"),
         )
+        check_magnitude(costs)
     except TableError as error:
         raise TableError(f"{path}: {error}") from None
+    return costs
 
 
 def _pin(pin: tuple[object, object], where: str) -> LayerBits | None:
@@ -139,6 +142,8 @@ def _tensor(tensor: Fields, names: set[object]) -> TensorLife:
             f"{life.last_step} is impossible"
         )
     for name in life.layers:
+        if not isinstance(name, str):
+            raise FormatError(f"{tensor.where}: layers must hold names, found {name!r}"[:300])
         if name not in names:
             raise TableError(f"{tensor.where}: layers names {name!r}, which is no layer")
     return life

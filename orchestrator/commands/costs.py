@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from orchestrator.errors import ExitCode, UserError
 
@@ -52,6 +53,8 @@ def command(
     if model.endswith(".parquet"):
         if pinned or groups:
             raise UserError("pins and groups are part of a saved table", model)
+        _refuse_given(model, "--input", "input_shape")
+        _refuse_given(model, "--num-classes", "num_classes")
         costs = load_costs(model)
     else:
         costs = _traced(model, shape, num_classes, pinned, groups)
@@ -67,6 +70,16 @@ def command(
     else:
         click.echo("\n".join(_lines(costs, bits_by_name, breakdown, peak, counted, out)))
     return ExitCode.DONE
+
+
+def _refuse_given(model: str, option: str, parameter: str) -> None:
+    """A saved table has its image and its classes; to take others silently would be a lie."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    if source is not ParameterSource.DEFAULT:
+        raise UserError(
+            f"{option} is part of a saved table", model,
+            todo="leave it out, or name the network to trace it again",
+        )  # fmt: skip
 
 
 def _traced(
@@ -86,17 +99,25 @@ def _traced(
 
 def _shape(text: str) -> tuple[int, ...]:
     sides = text.split("x")
-    if len(sides) != 3 or not all(side.isdecimal() and 0 < int(side) < 10**5 for side in sides):
-        raise UserError(f"{text!r} is not an image", "--input", todo="write 3x224x224")
+    if len(sides) != 3 or not all(_is_whole(side, 10**5 - 1) for side in sides):
+        raise UserError(f"{text[:60]!r} is not an image", "--input", todo="write 3x224x224")
     return tuple(int(side) for side in sides)
 
 
 def _pin(text: str) -> tuple[str, int, int]:
     expression, _, bits = text.rpartition("=")
     weight_bits, _, act_bits = bits.partition("x")
-    if not expression or not weight_bits.isdecimal() or not act_bits.isdecimal():
-        raise UserError(f"{text!r} is not a pin", "--pin", todo="write EXPRESSION=8x8")
+    if not expression or not _is_whole(weight_bits, 32) or not _is_whole(act_bits, 32):
+        raise UserError(
+            f"{text[:60]!r} is not a pin", "--pin", todo="write EXPRESSION=8x8; widths are 1 to 32"
+        )
     return expression, int(weight_bits), int(act_bits)
+
+
+def _is_whole(text: str, largest: int) -> bool:
+    # The length first: a text of thousands of digits is no integer to Python either.
+    is_short = len(text) <= len(str(largest))
+    return is_short and text.isdecimal() and 1 <= int(text) <= largest
 
 
 def _record(

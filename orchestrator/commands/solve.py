@@ -90,7 +90,7 @@ def _one(
     out: str | None,
 ) -> ExitCode:
     from orchestrator.solve_inputs import request_for
-    from orchestrator.solve_output import exit_code, result_lines, result_record
+    from orchestrator.solve_output import exit_code, repair_lines, result_lines, result_record
     from solvers.policy_file import save_policy
     from solvers.solve import changed_by_repair, solve
 
@@ -100,14 +100,11 @@ def _one(
     if out is not None and result.policy is not None:
         save_policy(out, result.policy)
     if asked.as_json:
-        record = result_record(result) | {"layers_changed_by_repair": list(changed)}
+        names = None if changed is None else list(changed)
+        record = result_record(result) | {"layers_changed_by_repair": names}
         click.echo(json.dumps(record, indent=1))
     else:
-        click.echo("\n".join(result_lines(result)))
-        if result.violations:
-            click.echo(
-                f"           the rule changes the bits of {', '.join(changed) or 'no layer'}"
-            )
+        click.echo("\n".join(result_lines(result) + repair_lines(result, changed)))
         if out is not None and result.policy is not None:
             click.echo(f"wrote {out}")
     return exit_code(result)

@@ -202,6 +202,11 @@ def test_a_latency_table_beside_the_device_file(folder, tmp_path, capsys):
     assert run_command(on(folder, "solve", "--device", str(device), "--json")) == ExitCode.DONE
     said = json.loads(capsys.readouterr().out)
     assert [use["kind"] for use in said["uses"]] == ["latency_us", "bitops"]
+    # The table holds the pinned layers at their pins only, as it was measured.
+    device.write_text(text.replace("150", "5"))
+    assert run_command(on(folder, "solve", "--device", str(device))) == ExitCode.INCOMPLETE
+    assert "out of reach: latency_us=5" in capsys.readouterr().out
+    device.write_text(text)
     (tmp_path / "chip.csv").write_text("\n".join(lines[:-30]) + "\n")
     assert run_command(on(folder, "solve", "--device", str(device))) == ExitCode.BAD_INPUT
     assert "chip.csv: layer" in capsys.readouterr().err

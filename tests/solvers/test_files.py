@@ -9,7 +9,7 @@ import pytest
 from solvers.atomic import write_atomically
 from solvers.batch import Question, Tables, answer
 from solvers.errors import FormatError, PolicyError, SolversError, TableError
-from solvers.latency import LatencyTable
+from solvers.latency import LatencyTable, latency_ps_from_us
 from solvers.latency_files import load_latency
 from solvers.limits import parse_limit
 from solvers.policy import check_fits, make_policy
@@ -163,6 +163,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert [p.name for p in path.parent.iterdir()] == ["x"]
 
 
+@pytest.mark.parametrize("path", [".", "", "/"])
+def test_a_path_that_names_no_file_is_told_as_a_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsADirectoryError):
+        write_atomically(path, b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_latency_tables(tmp_path):
     path = tmp_path / "l.csv"
     path.write_text("layer,weight_bits,act_bits,latency_us\na,2,2,1.5\na,4,2,0.1\n")
@@ -179,6 +187,14 @@ def test_latency_tables(tmp_path):
     assert load_latency(tmp_path / "l.parquet").latency_ps("a", bits) == 1_500_000
     with pytest.raises(TableError, match="layer 'b' has no latency_us for 2 bit"):
         table.latency_ps("b", bits)
+
+
+def test_latencies_are_never_rounded_down():
+    # A sum of rounded-down entries could pass a limit that the true sum exceeds.
+    assert latency_ps_from_us("0.0000001", "x") == 1
+    assert latency_ps_from_us("1.0000005", "x") == 1_000_001
+    assert latency_ps_from_us("1/3", "x") == 333_334
+    assert latency_ps_from_us("1.5", "x") == 1_500_000
 
 
 @pytest.mark.parametrize(

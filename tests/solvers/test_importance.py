@@ -68,6 +68,24 @@ def test_rules():
     assert [o.weight_bits for o in problem.units[0].options] == [2, 4, 5]
 
 
+def test_equal_neighbours_are_no_violation_and_nothing_is_erased():
+    costs, table, choices = one_layer([0.5, 0.5, 0.1])
+    for rule in ("isotonic", "keep", "erase"):
+        indicators = read_indicators(table, costs, choices, rule)
+        assert indicators.violations == ()
+        assert [indicators.values["x", "weight", b] for b in (2, 3, 4)] == [0.5, 0.5, 0.1]
+    problem = build_problem(costs, choices, [], importance=table, alpha=1.0, repair="erase")
+    assert [o.weight_bits for o in problem.units[0].options] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("rule", ["isotonic", "keep", "erase"])
+@pytest.mark.parametrize("values", [[1e308, 1e308], [1e308, 1.0], [1e308, 1.5e308]])
+def test_costs_too_large_to_add_up_are_not_taken_for_erased_ones(rule, values):
+    costs, table, choices = one_layer(values)
+    with pytest.raises(TableError, match="too large to add up"):
+        build_problem(costs, choices, [], importance=table, alpha=10.0, repair=rule)
+
+
 def test_alpha_multiplies_the_weight_term():
     costs, table, choices = one_layer([3.0, 2.0])
     problem = build_problem(costs, choices, [], importance=table, alpha=10.0)

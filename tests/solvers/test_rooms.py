@@ -34,7 +34,7 @@ from solvers.problem import build_problem
 from solvers.published import lists_from_policy, policy_from_lists
 from solvers.reach import reachable
 from solvers.result import SolveRequest
-from solvers.solve import solve
+from solvers.solve import changed_by_repair, solve
 from solvers.tables import BitChoices, LayerBits
 
 
@@ -75,10 +75,19 @@ def test_the_first_activation_is_charged_as_the_accounting_says(tiny):
     assert charged - exact == 1000 * 8 * (32 - 8)
 
 
-def test_counts_beyond_64_bits_are_refused(tiny):
+def test_counts_beyond_64_bits_are_refused(tiny, pairs):
     huge = replace(tiny, layers=(*tiny.layers[:-1], replace(tiny.layers[-1], num_macs=10**18)))
     with pytest.raises(TableError, match="layer 'head'"):
         check_magnitude(huge)
+    # The FP32 rest is counted by `fp32-rest` and can leave 64 bits as well.
+    huge = replace(tiny, layers=(*tiny.layers[:-1], replace(tiny.layers[-1], num_biases=10**18)))
+    with pytest.raises(TableError, match="layer 'head'"):
+        check_magnitude(huge)
+    with pytest.raises(TableError, match="num_other_params"):
+        check_magnitude(replace(tiny, num_other_params=10**30))
+    limits = [parse_limit("weight_bytes=1MB")]
+    with pytest.raises(TableError, match="num_other_params"):
+        build_problem(replace(tiny, num_other_params=10**30), pairs, limits, importance=None)
 
 
 def test_peak_by_hand(tiny):
@@ -326,6 +335,8 @@ def test_devices_from_ranges_and_lists(tmp_path):
         ({"devices": [{"name": "x", "limits": {"bitops": 3}}] * 2}, "stands twice"),
         ({"ranges": {"limits": {"bitops": [3]}}}, "smallest, largest"),
         ({"ranges": {"limits": {"bitops": [3, 2]}}}, "not a range"),
+        ({"ranges": {"limits": {"mean_weight_bits": [2, "3@l1"]}}}, "name different layers"),
+        ({"ranges": {"limits": {"mean_act_bits": ["2@a", "3@b"]}}}, "name different layers"),
         ({"ranges": {"limits": {"bitops_level": ["2x2", "3x3"]}}}, "give bitops"),
         ({"ranges": {"limits": {"latency_us": [100, 900]}}}, "list devices"),
         ({"ranges": {"limits": {"bitops": [1, 2]}, "count": 0}}, "count"),
@@ -340,8 +351,6 @@ def test_impossible_devices(mapping, complaint):
 
 
 def test_what_the_repair_rule_changes(tiny, tiny_importance, pairs):
-    from solvers.solve import changed_by_repair
-
     some_changed = False
     for layer in ("a", "b"):
         for tensor in ("weight", "act"):
@@ -362,3 +371,13 @@ def test_what_the_repair_rule_changes(tiny, tiny_importance, pairs):
             assert changed_by_repair(replace(request, repair="keep"), kept) == ()
             some_changed = some_changed or bool(differ)
     assert some_changed
+
+
+def test_without_a_policy_nobody_knows_what_the_repair_rule_changes(tiny, tiny_importance, pairs):
+    request = SolveRequest(
+        costs=tiny, importance=tiny_importance, choices=pairs, alpha=1.0,
+        limits=(parse_limit("bitops=1"),),
+    )  # fmt: skip
+    for repair in ("isotonic", "keep", "erase"):
+        asked = replace(request, repair=repair)
+        assert changed_by_repair(asked, solve(asked)) is None
