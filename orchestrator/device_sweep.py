@@ -31,9 +31,14 @@ from orchestrator.solve_tasks import SweepTables, answer_questions
 from orchestrator.sweep import SweepOutcome, question_chunks
 from orchestrator.sweep_step import ImportanceFile
 from orchestrator.watched_sweep import watched_sweep
+from solvers.accounting import accounting_named
 from solvers.batch import Question
 from solvers.certificate import SolveStatus
 from solvers.devices import Device
+from solvers.errors import SolversError
+from solvers.importance import check_alpha
+from solvers.limits import ceilings_of
+from solvers.problem import build_problem
 from solvers.storage import load_costs, load_policy, load_results, save_results
 
 # A trial costs a process that imports Ray Tune (2 s of CPU), and an idle moment at each change of
@@ -76,6 +81,8 @@ def sweep_devices(
 
     Raises:
         StoreError: the run has no indicators yet.
+        TableError: an alpha that is no weight, or tables that do not fit the network.
+        LimitError: a limit that does not apply to the network.
         StepFailedError: a trial failed for good.
         ResourceError: memory or disk ran out, or the cluster cannot be reached or is gone.
         InterruptedRunError: a signal asked to stop; what was answered is kept.
@@ -97,6 +104,7 @@ def sweep_devices(
             num_policies=len(policies),
             reused=True,
         )
+    refuse_unanswerable(questions, tables)
     began = time.perf_counter()
     # Where the run itself was worked on says nothing of where its devices are solved.
     where = replace(session.config.cluster, address=address)
@@ -112,6 +120,34 @@ def sweep_devices(
     kept = _keep(session, step, key, folder, outcome, tables, started - began)
     session.stop_if_asked()  # asked while the last chunk was solved
     return kept
+
+
+def refuse_unanswerable(questions: Sequence[Question], tables: SweepTables) -> None:
+    """Find now what no solver could answer: a task would find it as well, and die of it.
+
+    What is wrong with limits shows when their problem is laid out. Those that differ in height
+    alone are laid out alike, so one of them is enough, and a thousand devices take no time.
+
+    Raises:
+        TableError: an alpha that is no weight, or a latency table that lacks a layer.
+        LimitError: a limit that does not apply to the network.
+    """
+    accounting = accounting_named(tables.accounting)
+    seen: set[object] = set()
+    for question in questions:
+        try:
+            check_alpha(question.alpha)
+            if id(question.limits) in seen:  # every alpha asks with the device's own
+                continue
+            ceilings = ceilings_of(question.limits, tables.costs, accounting)
+            kinds = tuple((c.resource, c.layers, id(c.limit.latency)) for c in ceilings)
+            if kinds not in seen:
+                build_problem(tables.costs, tables.choices, question.limits, importance=None,
+                              accounting=accounting)  # fmt: skip
+            seen |= {kinds, id(question.limits)}
+        except SolversError as error:
+            asked = f"device {question.label!r}, alpha {question.alpha:g}"
+            raise type(error)(f"{asked}: {error}") from error
 
 
 def saved_tables(session: Session) -> tuple[RunRecord, SweepTables]:

@@ -25,10 +25,11 @@ def traced_costs(config: ExperimentConfig) -> CostTable:
     """Build the network without its weights, trace one image through it, refuse what cannot work.
 
     Raises:
-        ModelError: unknown network, weights that nobody publishes (its own or a teacher's) or
-            that know other classes than the images have, pins and groups that match nothing, or a
-            network that a phase of this run would refuse: no BatchNorm for MetaMix, negative inputs
-            where ``negative_inputs`` is ``refuse``, evidence on a layer that is not there.
+        ModelError: unknown network, weights (its own or a teacher's) that nobody publishes or that
+            are published for other classes, weights that know other classes than the images have,
+            pins and groups that match nothing, or a network that a phase of this run would refuse:
+            no BatchNorm for MetaMix, negative inputs where ``negative_inputs`` is ``refuse``,
+            evidence on a layer that is not there.
         DataError: the images cannot be looked at.
     """
     from trainers.costs import trace_costs
@@ -42,9 +43,10 @@ def traced_costs(config: ExperimentConfig) -> CostTable:
     check_weights(config.model.spec())
     for _, teacher in teachers_of(config):
         if teacher.model is not None:
-            check_weights(
-                ModelSpec(name=teacher.model, options=teacher.options, weights=teacher.weights)
-            )
+            check_weights(ModelSpec(
+                name=teacher.model, num_classes=config.model.num_classes,
+                options=teacher.options, weights=teacher.weights,
+            ))  # fmt: skip
     model = build_model(replace(config.model.spec(), weights=None))
     costs = trace_costs(
         model,

@@ -1,14 +1,15 @@
 """How fast does this machine train a network with quantizers? A few steps on random pixels.
 
 For plans only: the images are noise, so decoding and waiting for storage are not in the rate. It
-is measured in float32 on one process with all its threads, or on its first GPU.
+is measured in float32 on one process, with as many threads as the caller says, or on its first GPU.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,14 +36,14 @@ class TrainingRate:
         batch_size: images a step.
         steps: measured, the first one left out.
         device: ``cpu`` or the GPU's name.
-        threads: compute threads, on a CPU.
+        threads: compute threads, on a CPU; None on a GPU.
     """
 
     images_per_second: float
     batch_size: int
     steps: int
     device: str
-    threads: int
+    threads: int | None
 
 
 def training_rate(
@@ -54,6 +55,7 @@ def training_rate(
     batch_size: int | None = None,
     seconds: float = 5.0,
     device: str | None = None,
+    threads: int | None = None,
 ) -> TrainingRate:
     """Train at the widest candidates for about ``seconds``, at least two steps after a first one.
 
@@ -65,6 +67,8 @@ def training_rate(
         batch_size: images a step; None = 16 large images, up to 128 small ones.
         seconds: of measuring.
         device: torch device; None = the first GPU, else the CPU.
+        threads: compute threads on a CPU; None = all that torch takes by itself. Those of this
+            process are as before afterwards.
 
     Raises:
         ModelError: the network cannot be built or quantized.
@@ -92,16 +96,29 @@ def training_rate(
         if place != "cpu":
             torch.cuda.synchronize()
 
-    step()
-    steps, began = 0, time.perf_counter()
-    while steps < 2 or time.perf_counter() - began < seconds:
+    with _threads(threads if place == "cpu" else None):
         step()
-        steps += 1
-    elapsed = time.perf_counter() - began
+        steps, began = 0, time.perf_counter()
+        while steps < 2 or time.perf_counter() - began < seconds:
+            step()
+            steps += 1
+        elapsed = time.perf_counter() - began
+        used = torch.get_num_threads() if place == "cpu" else None
     return TrainingRate(
         images_per_second=steps * batch_size / elapsed,
         batch_size=batch_size,
         steps=steps,
         device=device_name(place),
-        threads=torch.get_num_threads(),
+        threads=used,
     )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute with that many threads meanwhile; None = as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

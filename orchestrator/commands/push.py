@@ -17,9 +17,11 @@ from orchestrator.errors import ExitCode
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(run: str, uri: str, runs_dir: str, as_json: bool) -> ExitCode:
     """Copy RUN to URI/<run>: s3://bucket/runs, gs://..., hdfs://..., or a folder."""
+    from orchestrator.private import close_umask
     from orchestrator.runs import find_run
     from orchestrator.storage import push
 
+    close_umask()
     done = push(find_run(run, runs_dir), uri)
     if as_json:
         click.echo(json.dumps(asdict(done)))

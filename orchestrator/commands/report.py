@@ -20,12 +20,14 @@ def command(runs: tuple[str, ...], runs_dir: str, output: str | None) -> ExitCod
     Several runs are taken as seeds of one study: the page holds their means and intervals.
     """
     from orchestrator.journal import read_journal
+    from orchestrator.private import close_umask
     from orchestrator.report.cells_text import print_results
     from orchestrator.report.write import PAGE, write_report
     from orchestrator.study.report import write_study_report
     from orchestrator.study.store import find_runs, find_study
     from orchestrator.study.text import print_study
 
+    close_umask()
     study = find_study(runs[0], runs_dir) if len(runs) == 1 else None
     stores = [store for run in runs for store in find_runs(run, runs_dir)]
     if study is not None:

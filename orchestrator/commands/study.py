@@ -15,7 +15,8 @@ from orchestrator.errors import ExitCode
 @click.option("--runs-dir", help="Where run folders are made, in place of the file's.")
 @click.option("--reuse", multiple=True, metavar="STUDY",
               help="Take over finished steps of another study, seed by seed.")  # fmt: skip
-@click.option("--plan", "only_plan", is_flag=True, help="Check it and say what would run.")
+@click.option("--plan", "only_plan", is_flag=True,
+              help="Check it and say what would run, what is within reach, how long.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def command(
     config: str, address: str | None, runs_dir: str | None, reuse: tuple[str, ...],
@@ -35,11 +36,11 @@ def command(
     study = load_study(config, runs_dir)
     experiments = expand(study, known_names())
     if only_plan:
-        num = len(study.methods) * len(study.budgets)
-        click.echo(f"study {study.name}: {len(study.seeds)} runs of {num} method-budget pairs")
-        for seed in study.seeds:
-            click.echo(f"  seed {seed}: {study.runs_dir}/{study.run_name(seed)}")
-        return ExitCode.DONE
+        from orchestrator.study.outlook import is_within_reach, outlook_lines, study_forecast
+
+        found = study_forecast(experiments)
+        click.echo("\n".join(outlook_lines(study, found)))
+        return ExitCode.DONE if is_within_reach(found) else ExitCode.INCOMPLETE
     order = StudyOrder(study=study, experiments=experiments, address=address, reuse=reuse,
                        quiet=as_json)  # fmt: skip
     table, store, code = run_whole_study(order)

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from orchestrator.errors import ExitCode, UserError
+from orchestrator.errors import ExitCode
 
 
 @click.command()
@@ -41,12 +41,13 @@ def command(
     from orchestrator.device_sweep import device_questions, is_incomplete, sweep_devices
     from orchestrator.runs import find_run
     from solvers.devices import Device
+    from solvers.importance import check_alpha
     from solvers.limits import limit_from, parse_limit
 
     devices = list(load_devices(device_file)) if device_file else []
     devices += [Device(name=text, limits=(parse_limit(text),)) for text in limits]
-    if any(alpha < 0 for alpha in alphas):
-        raise UserError("--alpha is negative", "mpq sweep", todo="give 0 or more")
+    for alpha in alphas:
+        check_alpha(alpha)
     with opened_session(find_run(run, runs_dir), quiet=as_json) as session:
         if not devices:
             devices = [

@@ -76,7 +76,12 @@ class ReadRuns:
 
 
 def read_runs(stores: Sequence[RunStore]) -> ReadRuns:
-    """Read every run; one that cannot be read stops no other."""
+    """Read every run once; one that cannot be read stops no other.
+
+    A run that is named twice, or beside the study that it is of, would count as two runs that
+    agree.
+    """
+    stores = tuple({store.root.resolve(): store for store in stores}.values())
     names = [store.name for store in stores]
     runs, unread = [], {}
     parsed: dict[str, dict[str, Any]] = {}
@@ -110,9 +115,14 @@ def load_policies(runs: Sequence[ComparedRun]) -> dict[str, Policy]:
 
 
 def pinned_layers(runs: Sequence[ComparedRun]) -> frozenset[str]:
-    """Layers that the first run pins."""
-    records = runs[0].records if runs else ()
-    return frozenset(next((r.facts.get("pinned", ()) for r in records if r.phase == "costs"), ()))
+    """Layers that every run pins, as far as runs say it.
+
+    Pins are not in a network's fingerprint: what one run pins another may search, and there its
+    bits can differ.
+    """
+    records = (next((r for r in run.records if r.phase == "costs"), None) for run in runs)
+    pins = [frozenset(record.facts.get("pinned", ())) for record in records if record is not None]
+    return frozenset.intersection(*pins) if pins else frozenset()
 
 
 def _read(store: RunStore, label: str, parsed: dict[str, dict[str, Any]]) -> ComparedRun:

@@ -104,13 +104,17 @@ def spread(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]
 
 
 def short(value: float) -> str:
-    """A number as an axis shows it."""
+    """A number as an axis shows it: six digits, so that neighbouring ticks read differently.
+
+    Ticks are round, so few of them need more than two; 2.5e-4 is shown where 0.00025 or 250,000
+    would be hard to count.
+    """
     if value == 0:
         return "0"
-    if abs(value) >= 1e5 or abs(value) < 1e-3:
-        text = f"{value:.0e}"
-        return text.replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
-    return f"{value:,.6g}"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:,.6g}"
+    digits, _, power = f"{value:.5e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
 
 
 @dataclass(slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+from orchestrator.cluster_config import ClusterConfig
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.specs import pin_rules
 
@@ -31,8 +33,20 @@ def stated_rate(config: ExperimentConfig, images_per_second: float | None) -> Ra
     return None
 
 
+def threads_of_a_worker(cluster: ClusterConfig, cores: int) -> int:
+    """Compute threads of a worker on a cluster of one machine, by the rule of a run."""
+    from orchestrator.cluster import worker_cpus
+
+    cpus = cluster.cpus_per_worker or worker_cpus([{"CPU": float(cores)}], cluster.num_workers)
+    return cluster.threads_per_worker or max(1, round(cpus))
+
+
 def measured_rate(config: ExperimentConfig, seconds: float = 5.0) -> Rate:
     """A few training steps on this machine, at the real resolution, on random pixels.
+
+    One process stands for a worker, so it computes with the threads that a worker of this machine
+    would get: with all of them, every one of several workers would be taken to be as fast as the
+    whole machine. That workers slow each other's memory down is not in it.
 
     Args:
         config: the network, its candidates and its images' size.
@@ -51,8 +65,9 @@ def measured_rate(config: ExperimentConfig, seconds: float = 5.0) -> Rate:
         bit_choices(config),
         pins=pin_rules(config),
         seconds=seconds,
+        threads=threads_of_a_worker(config.cluster, len(os.sched_getaffinity(0))),
     )
-    threads = f", {found.threads} threads" if found.device == "cpu" else ""
+    threads = "" if found.threads is None else f", threads of a worker: {found.threads}"
     return Rate(
         images_per_second=found.images_per_second,
         source=f"measured here: {found.device}{threads}, float32, {found.steps} steps of "

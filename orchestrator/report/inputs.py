@@ -32,6 +32,14 @@ T = TypeVar("T")
 INITIAL = "initial"
 # The lines of a resolved configuration in which the runs of a study differ.
 _OWN_LINES = re.compile(r"^(name|seed): (.*)\n", re.MULTILINE)
+# Keys that reports and comparisons look into, with what they must be.
+_SHAPES: Mapping[str, tuple[type, str]] = {
+    "model": (Mapping, "section"),
+    "data": (Mapping, "section"),
+    "cluster": (Mapping, "section"),
+    "importance": (Mapping, "section"),
+    "reports": (list, "list"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,11 +154,11 @@ def read_inputs(
 def read_config(
     store: RunStore, lacks: list[str], parsed: dict[str, dict[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """The resolved configuration without secrets.
+    """The resolved configuration without secrets; keys whose values make no sense are left out.
 
     Args:
         store: the run.
-        lacks: gets a clause when there is none.
+        lacks: gets a clause when there is none, and for every key that is left out.
         parsed: configurations by their text without name and seed; the runs of a study differ in
             nothing else, and parsing is what takes the time. New ones are added.
     """
@@ -159,7 +167,8 @@ def read_config(
         own = _OWN_LINES.findall(text)
         key = _OWN_LINES.sub("", text)
         if parsed is not None and len(own) == 2 and key in parsed:
-            return {**parsed[key], **{name: parse_value(value, "") for name, value in own}}
+            known = {**parsed[key], **{name: parse_value(value, "") for name, value in own}}
+            return _sound(known, lacks)
         tree = parse_yaml(text, str(store.config_path)).tree
     except FileNotFoundError:
         lacks.append("config.yaml is missing")
@@ -168,10 +177,21 @@ def read_config(
         told = str(error).splitlines()
         lacks.append(f"config.yaml cannot be read: {told[0] if told else type(error).__name__}")
         return {}
-    config = dict(redacted(tree)) if isinstance(tree, dict) else {}
+    if not isinstance(tree, dict):
+        lacks.append("config.yaml cannot be read: it holds no sections")
+        return {}
+    config = dict(redacted(tree))
     if parsed is not None:
         parsed[key] = config
-    return config
+    return _sound(config, lacks)
+
+
+def _sound(config: dict[str, Any], lacks: list[str]) -> dict[str, Any]:
+    """Without the keys that another program or a hand made something else of."""
+    wrong = {key: text for key, (kind, text) in _SHAPES.items()
+             if config.get(key) is not None and not isinstance(config[key], kind)}  # fmt: skip
+    lacks += [f"config.yaml: {key} is no {text}" for key, text in wrong.items()]
+    return {key: value for key, value in config.items() if key not in wrong}
 
 
 def _policies(

@@ -37,6 +37,8 @@ SCHEMA = "study/1"
 _SEARCHES = ("limpq", "metamix")
 KEYS = ("schema", "name", "base", "seeds", "methods", "budgets", "settings", "runs_dir")
 _NEEDED = ("name", "base", "seeds", "methods", "budgets")
+# Looked into while an experiment is made, before anything checks it.
+_SECTIONS = ("search", "tracking", "sources")
 # Said by the study, so saying it again in ``settings`` could only contradict it.
 _SAID_ELSEWHERE = ("schema", "name", "seed", "method", "controls", "runs_dir")
 
@@ -166,6 +168,9 @@ def expand(study: Study, names: KnownNames | None = None) -> dict[int, tuple[str
         found = ConfigProblem(file=str(study.base), line=1, key="(file)", found=shown,
                               allowed="an experiment, as the base of a study")  # fmt: skip
         raise ConfigError((found,))
+    wrong = [*source.problems, *_Checker(source, base).sections((), base)]
+    if wrong:
+        raise ConfigError(tuple(wrong))
     experiments: dict[int, tuple[str, LoadedConfig]] = {}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "experiment.yaml"
@@ -222,10 +227,7 @@ class _Checker:
         known = known_methods()
         for index, method in enumerate(_listed(tree.get("methods"))):
             if isinstance(method, str) and method not in known:
-                from difflib import get_close_matches
-
-                near = get_close_matches(method, known, n=2)
-                hint = f"did you mean {' or '.join(near)}?" if near else ""
+                hint = _hint(method, known)
                 found.append(self.at(("methods", index), repr(method), ", ".join(known), hint))
         settings = tree.get("settings") or {}
         if not isinstance(settings, dict):
@@ -234,6 +236,25 @@ class _Checker:
             found += [
                 self.at(("settings", key), "said by the study itself", "the other sections")
                 for key in settings if key in _SAID_ELSEWHERE
+            ]  # fmt: skip
+            found += self.sections(("settings",), settings)
+        return found
+
+    def sections(self, above: KeyPath, tree: Mapping[str, Any]) -> list[ConfigProblem]:
+        """What is wrong with the sections that a study takes from there: no sections, no sources.
+
+        A source that is not among the methods is left out of the experiment, so a misspelt one
+        would be missed by the experiment's own check.
+        """
+        given = {key: tree[key] for key in _SECTIONS if tree.get(key) is not None}
+        found = [self.at((*above, key), repr(value), "a section") for key, value in given.items()
+                 if not isinstance(value, dict)]  # fmt: skip
+        sources, known = given.get("sources"), tuple(source.name for source in SOURCES)
+        if isinstance(sources, dict):
+            found += [
+                self.at((*above, "sources", name), "no source", ", ".join(known),
+                        _hint(str(name), known))
+                for name in sources if name not in known
             ]  # fmt: skip
         return found
 
@@ -245,6 +266,13 @@ class _Checker:
             return [self.at((key,), repr(values), allowed)]
         wrong = [i for i, v in enumerate(values) if not fits(v) or v in values[:i]]
         return [self.at((key, i), repr(values[i]), allowed) for i in wrong]
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=2)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def _is_seed(value: object) -> bool:

@@ -75,6 +75,7 @@ def write_run(
     finished: bool = True,
     extra: Sequence[RunRecord] = (),
     files: bool = True,
+    pinned: Sequence[str] = ("first", "last"),
 ) -> RunStore:
     """A run of limpq, uniform and random at two budgets.
 
@@ -89,6 +90,7 @@ def write_run(
         finished: whether it came to its end.
         extra: further records.
         files: whether policies and tables are there.
+        pinned: layers that it says it pins.
     """
     policies = POLICIES if policies is None else policies
     if top1 is None:
@@ -106,7 +108,7 @@ def write_run(
               "search/passes": 20.0}  # fmt: skip
     records = [
         record("costs", "c", outputs={"costs": "steps/costs/costs.parquet"},
-               facts={"fingerprint": costs().fingerprint, "pinned": ["first", "last"]}),
+               facts={"fingerprint": costs().fingerprint, "pinned": list(pinned)}),
         record("pretrain", "p", method="fp", metrics={"eval/top1": 99.0}, device="2 x cpu",
                facts={"data_fingerprint": data}),
         record("indicators", "i", method="limpq", metrics=search, device="2 x cpu",

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from orchestrator import events
 from orchestrator.commands.compare import command
-from orchestrator.compare.inputs import read_runs
+from orchestrator.commands.report import command as report_command
+from orchestrator.compare.inputs import pinned_layers, read_runs
 from orchestrator.compare.policies import distance, stability
 from orchestrator.compare.runs import as_values, compare, question
 from orchestrator.errors import StoreError
 from orchestrator.records import RunRecord, State
 from orchestrator.store import RunStore
-from tests.orchestrator.run_folders import POLICIES, policy, write_run
+from solvers.policy import make_policy
+from solvers.tables import LayerBits
+from tests.orchestrator.run_folders import POLICIES, costs, policy, write_run
 
 
 def test_distance_counts_layers_by_hand() -> None:
@@ -115,6 +119,69 @@ def test_a_run_that_cannot_be_read_stops_no_other(tmp_path: Path) -> None:
     assert any(line.startswith("b is left out") for line in found.warnings)
     assert any(line.startswith("gone is left out") for line in found.warnings)
     assert "a: config.yaml is missing" in found.warnings
+
+
+WRONG = {"model": 5, "data": [1], "cluster": 7, "reports": 3, "importance": 5, "tracking": 1}
+
+
+def test_a_configuration_of_wrong_types_counts_as_lacking_and_stops_nothing(tmp_path: Path) -> None:
+    stores = [write_run(tmp_path, n, seed=s, config=WRONG if s else None)
+              for s, n in enumerate("abc")]  # fmt: skip
+    (write_run(tmp_path, "d").root / "config.yaml").write_text("- a\n")
+    read = read_runs([*stores, RunStore(tmp_path, "d")])
+    # b and c differ in name and seed alone, so c is not parsed again; it lacks the same.
+    for run in read.runs[1:3]:
+        wrong = ("model", "data", "cluster", "importance")
+        assert run.lacks == (
+            *(f"config.yaml: {key} is no section" for key in wrong),
+            "config.yaml: reports is no list",
+        )
+        assert run.facts["workers and threads"] == "unknown x its CPUs"
+    assert read.runs[3].lacks == ("config.yaml cannot be read: it holds no sections",)
+    found = compare(read)
+    assert "b: config.yaml: cluster is no section" in found.warnings
+    for flag in ("--json", "--literature"):
+        ask = ["a", "b", "d", "--runs-dir", str(tmp_path), flag]
+        result = CliRunner().invoke(command, ask)
+        assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(report_command, ["b", "--runs-dir", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "cluster is no section" in (stores[1].root / "report.html").read_text()
+
+
+def test_a_layer_that_one_run_pins_and_another_searches_is_compared(tmp_path: Path) -> None:
+    free = replace(costs(), layers=tuple(replace(layer, pinned=None) for layer in costs()))
+    bits = POLICIES["limpq", "1G"].bits_by_name() | {"last": LayerBits(weight_bits=4, act_bits=8)}
+    searched = {**POLICIES, ("limpq", "1G"): make_policy(free, bits, "test")}
+    stores = [
+        write_run(tmp_path, "a"),
+        write_run(tmp_path, "b", seed=1, policies=searched, pinned=["first"]),
+        RunStore(tmp_path, "empty"),
+    ]
+    with stores[2].opened() as journal:
+        journal.event(events.RUN_STARTED, {})
+    for order in (stores, stores[::-1]):
+        read = read_runs(order)
+        assert pinned_layers(read.runs) == {"first"}
+    found = compare(read_runs(stores))
+    line = next(row for row in found.rows if row[:2] == ("b", "limpq") and "bitops=1G" in row)
+    assert line[-3:] == ("1", "0", "last")
+    stable = {s.question: s for s in found.stability}["limpq", "1", "bitops=1G"]
+    assert (stable.mean_changed, stable.num_widths, stable.unstable) == (1.0, 8, ("last",))
+
+
+def test_a_run_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
+    one = write_run(tmp_path, "a")
+    two = write_run(tmp_path, "b", seed=1)
+    (tmp_path / "link").symlink_to(tmp_path)
+    again = [one, two, RunStore(tmp_path / "link", "a"), one]
+    assert [run.label for run in read_runs(again).runs] == ["a", "b"]
+    (stable, *_) = compare(read_runs(again)).stability
+    assert stable.num_runs == 2
+    assert compare(read_runs([one, one])).stability == ()
+    ask = ["b", "a", str(tmp_path / "b"), "--runs-dir", str(tmp_path), "--json"]
+    result = CliRunner().invoke(command, ask)
+    assert [run["label"] for run in json.loads(result.stdout)["runs"]] == ["b", "a"]
 
 
 def test_missing_policies_and_unfinished_runs_are_shown_as_such(tmp_path: Path) -> None:

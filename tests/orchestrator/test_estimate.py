@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from orchestrator.cells import bit_choices
 from orchestrator.cli import run_command
+from orchestrator.cluster import resources_for
 from orchestrator.config import load_config
 from orchestrator.config_schema import ExperimentConfig
 from orchestrator.forecast.images_at_hand import IMAGENET, images_at_hand, require_path
@@ -16,6 +21,7 @@ from orchestrator.forecast.work import Work
 from orchestrator.forecast.work_of_plan import ImageCount, hours, trained_policies, work_of
 from orchestrator.plan import Plan, make_plan
 from orchestrator.trace import traced_costs
+from trainers.calibrate import TrainingRate, training_rate
 from trainers.errors import DataError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"
@@ -181,6 +187,50 @@ def test_rates_are_stated_or_measured() -> None:
     measured = measured_rate(config, seconds=0.1)
     assert measured.images_per_second > 0
     assert "measured here: 1 x cpu" in measured.source
+
+
+@pytest.mark.parametrize(
+    ("overrides", "threads"),
+    [
+        (("cluster.num_workers=1",), 8),
+        (("cluster.num_workers=2",), 4),
+        (("cluster.num_workers=64",), 1),
+        (("cluster.num_workers=2", "cluster.cpus_per_worker=3"), 3),
+        (("cluster.num_workers=2", "cluster.threads_per_worker=5"), 5),
+    ],
+)
+def test_a_rate_is_measured_with_the_threads_of_one_worker(
+    monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], threads: int
+) -> None:
+    config, _ = planned("quickstart", *overrides)
+    asked: list[int] = []
+
+    def rate(*_: Any, threads: int, **__: Any) -> TrainingRate:
+        asked.append(threads)
+        return TrainingRate(images_per_second=9.0, batch_size=1, steps=1, device="1 x cpu",
+                            threads=threads)  # fmt: skip
+
+    monkeypatch.setattr("trainers.calibrate.training_rate", rate)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert f"threads of a worker: {threads}" in measured_rate(config).source
+    assert asked == [threads]
+    nodes = [{"CPU": 8.0}]
+    if config.cluster.num_workers <= 8:  # what a run on this machine would give a worker
+        assert resources_for(config.cluster, nodes).num_threads == threads
+
+
+def test_measuring_leaves_the_threads_of_this_process_as_they_were() -> None:
+    config, _ = planned("quickstart")
+    before = torch.get_num_threads()
+    counts = []
+    for threads in (before + 1, None):
+        found = training_rate(
+            config.model.spec(), (1, 8, 8), bit_choices(config), seconds=0.0, device="cpu",
+            threads=threads, batch_size=2,
+        )  # fmt: skip
+        counts.append(found.threads)
+    assert counts == [before + 1, before]
+    assert torch.get_num_threads() == before
 
 
 def test_the_command_adds_hours_disk_and_the_printed_figures(

@@ -20,7 +20,7 @@ from orchestrator.figures.cost import (
 )
 from orchestrator.figures.heat import SolvedCell, alpha_map, indicator_figure
 from orchestrator.figures.methods import method_styles
-from orchestrator.figures.svg import Drawing, Scale, legend_rows
+from orchestrator.figures.svg import Drawing, Scale, legend_rows, short
 from orchestrator.report.costs import SearchPart
 from solvers.policy import Policy, make_policy
 from solvers.tables import CostTable, Importance, ImportanceTable, LayerBits, LayerSpec
@@ -256,6 +256,41 @@ def test_scales_and_ticks() -> None:
     log = Scale(low=0.01, high=100.0, first_px=0.0, last_px=4.0, log=True)
     assert [log.at(v) for v in (0.01, 1, 100, 0)] == [0, 2, 4, 0]
     assert log.ticks() == [0.01, 0.1, 1, 10, 100]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"), (0.25, "0.25"), (12345.0, "12,345"), (99_999, "99,999"), (0.001, "0.001"),
+        (0.00025, "2.5e-4"), (0.0002 + 0.0001, "3e-4"), (-0.00025, "-2.5e-4"), (1e5, "1e5"),
+        (250_000, "2.5e5"), (1_000_500, "1.0005e6"), (1e-10, "1e-10"), (1.5e12, "1.5e12"),
+    ],
+)  # fmt: skip
+def test_a_number_of_an_axis_is_short_and_whole(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(2e-4, 3e-4), (0.0, 6e-4), (1e5, 3e5), (1e6, 1.002e6), (0.0, 10.0)]
+)
+def test_no_two_ticks_of_an_axis_read_alike(low: float, high: float) -> None:
+    shown = [short(v) for v in Scale(low=low, high=high, first_px=0.0, last_px=1.0).ticks()]
+    assert len(set(shown)) == len(shown)
+    assert max(map(len, shown)) <= 8
+
+
+def test_the_ends_of_a_legend_have_two_digits() -> None:
+    values = zip(NAMES, (2.5e-4, 4e-4, 9e-4, 2.5e5), strict=True)
+    rows = tuple(
+        Importance(layer=name, tensor="weight", bits=2, value=value) for name, value in values
+    )
+    table = ImportanceTable(
+        model="net", fingerprint="f", method="limpq", seed=0, data_fingerprint="d", rows=rows
+    )
+    drawing = indicator_figure({"learned": table})
+    assert drawing is not None
+    assert ">2.5e-4<" in drawing.svg
+    assert ">2.5e5<" in drawing.svg
 
 
 def test_methods_have_marks_of_their_own() -> None:

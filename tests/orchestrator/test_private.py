@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from concurrent import futures
@@ -19,7 +20,7 @@ import pytest
 
 from orchestrator.attempts import attempt
 from orchestrator.cluster import ray_cluster
-from orchestrator.commands import sync
+from orchestrator.commands import pull, push, report, sync
 from orchestrator.config import config_tree, load_config
 from orchestrator.errors import ExitCode, ResourceError, UserError
 from orchestrator.mirror_state import exclusive
@@ -31,6 +32,7 @@ from orchestrator.redact import HIDDEN, hider, redacted, redacted_arguments, red
 from orchestrator.rehearsal.run import rehearse_experiment
 from orchestrator.store import RunStore
 from orchestrator.study import story
+from tests.orchestrator.run_folders import write_run
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "experiments" / "quickstart.yaml"
 CANARY = "canary-%02d-hunter2"
@@ -185,6 +187,40 @@ def test_the_mask_decides_who_may_read_a_run(
     assert found == dict.fromkeys(folders, folder) | dict.fromkeys(
         ("lock", "lock.guard", "journal.jsonl", "driver.log", "record.json"), file
     )
+
+
+@pytest.mark.usefixtures("masked")
+@pytest.mark.parametrize("mask", [None, "027"])
+def test_what_is_written_later_is_as_private_as_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str | None
+) -> None:
+    if mask is None:
+        monkeypatch.delenv("MPQ_UMASK", raising=False)
+    else:
+        monkeypatch.setenv("MPQ_UMASK", mask)
+    file, folder = (0o600, 0o700) if mask is None else (0o640, 0o750)
+    runs, copies, both = tmp_path / "runs", tmp_path / "copies", tmp_path / "both"
+
+    def made(verb: Any, *arguments: str) -> dict[str, int]:
+        """Modes of what a command made, in a shell that leaves everything open."""
+        before = set(tmp_path.rglob("*"))
+        os.umask(0o000)
+        verb.command.main([*arguments, "--runs-dir", str(runs)], standalone_mode=False)
+        fresh = set(tmp_path.rglob("*")) - before
+        assert fresh
+        return {str(path): stat.S_IMODE(path.stat().st_mode) for path in fresh}
+
+    for seed in (0, 1):
+        write_run(runs, f"r{seed}", seed=seed)
+    told = made(report, "r0")
+    told |= made(report, "r0", "r1", "--output", str(both))
+    told |= made(push, "r0", str(copies))
+    shutil.rmtree(runs / "r0")
+    told |= made(pull, "r0", str(copies))
+    # The lock must be open to whoever of the group works on the run next.
+    told = {path: mode for path, mode in told.items() if "lock" not in Path(path).name}
+    for path, mode in told.items():
+        assert mode == (folder if Path(path).is_dir() else file), path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from orchestrator.cli import run_command
 from orchestrator.config_schema import DataConfig, ExperimentConfig, ModelConfig
+from orchestrator.errors import ExitCode
 from orchestrator.trace import traced_costs
 from trainers.errors import ModelError
 
@@ -44,3 +46,22 @@ def test_given_weights_of_more_classes_than_the_images_have_are_refused(tmp_path
         assert traced_costs(fine).input_shape == (3, 16, 16)
     same = replace(given, model=replace(given.model, num_classes=3))
     assert traced_costs(same).input_shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("whose", ["its own", "a teacher's"])
+def test_published_weights_of_other_classes_are_refused_by_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], whose: str
+) -> None:
+    model = "resnet18, num_classes: 10, weights: torchvision"
+    more = ""
+    if whose == "a teacher's":
+        model = "cifar_resnet8, num_classes: 10"
+        more = "train: {distillation: {model: resnet18, weights: torchvision}}\n"
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        f"schema: experiment/1\nname: x\nmodel: {{name: {model}}}\ndata: {{name: digits}}\n"
+        f"{more}runs_dir: {tmp_path}/runs\n"
+    )
+    assert run_command(["plan", str(file)]) == ExitCode.BAD_INPUT
+    assert "know 1000 classes and num_classes is 10" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainers.errors import ModelError
-from trainers.models import build_model, model_names, weights_file, weights_hash
+from trainers.models import build_model, check_weights, model_names, weights_file, weights_hash
 from trainers.models.cifar_resnet import CifarResNet
 from trainers.models.published import published_file
 from trainers.phases import ModelSpec
@@ -201,6 +201,20 @@ def test_networks_without_published_weights_say_so() -> None:
     for name in ("cifar_resnet20", "mobilenet_v1"):
         with pytest.raises(ModelError, match="publishes no weights"):
             build_model(ModelSpec(name=name, weights="torchvision"))
+
+
+def test_published_weights_of_other_classes_are_refused_before_anything_is_fetched(
+    hub: Path,
+) -> None:
+    spec = ModelSpec(name="squeezenet1_1", num_classes=10, weights="torchvision")
+    for refuse in (check_weights, build_model):
+        with pytest.raises(ModelError, match="know 1000 classes and num_classes is 10"):
+            refuse(spec)
+    with pytest.raises(ModelError, match="without a classifier"):
+        check_weights(ModelSpec(name="vgg16", num_classes=1000,
+                                weights="torchvision:IMAGENET1K_FEATURES"))  # fmt: skip
+    check_weights(ModelSpec(name="squeezenet1_1", num_classes=1000, weights="torchvision"))
+    assert list(hub.iterdir()) == []
 
 
 @pytest.fixture

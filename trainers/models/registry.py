@@ -85,8 +85,9 @@ def check_weights(spec: ModelSpec) -> None:
     """Refuse a network or published weights that cannot be meant; nothing is built or fetched.
 
     Raises:
-        ModelError: unknown name; nobody publishes the weights, or they were trained on inputs of
-            another scale and the options do not say which is given.
+        ModelError: unknown name; nobody publishes the weights, they are of another number of
+            classes, or they were trained on inputs of another scale and the options do not say
+            which is given.
     """
     _factory(spec.name)
     which = _published(spec)
@@ -94,7 +95,18 @@ def check_weights(spec: ModelSpec) -> None:
         return
     if spec.name in _OWN or ":" in spec.name:
         raise ModelError(f"model {spec.name!r}: torchvision publishes no weights for it")
-    published_weights(spec.name, which)
+    classes = published_weights(spec.name, which).meta["categories"]
+    if classes is None:
+        raise ModelError(
+            f"model {spec.name!r}: torchvision publishes {which!r} without a classifier; "
+            "name others"
+        )
+    if len(classes) != spec.num_classes:
+        raise ModelError(
+            f"model {spec.name!r}: torchvision's weights know {len(classes)} classes and "
+            f"num_classes is {spec.num_classes}; set model.num_classes: {len(classes)} and give "
+            "those images, or start from a file of a network of as many classes"
+        )
     if spec.name in _AUXILIARY and "transform_input" not in spec.options:
         raise ModelError(
             f"model {spec.name!r}: torchvision's weights are for pixels of mean and deviation 0.5; "
