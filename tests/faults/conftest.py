@@ -170,7 +170,7 @@ class Command:
         """What no fault may change: states, policies, accuracies and weights by key."""
         found = {}
         for record in self.records():
-            # The trainings together have a record only where they were blocked before: it takes that
+            # The trainings together have a record only where they were blocked before, to take that
             # back. Each of them has its own.
             if not State(record["state"]).final or record["phase"] == "weight_training":
                 continue
