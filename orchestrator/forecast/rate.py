@@ -65,6 +65,7 @@ def measured_rate(config: ExperimentConfig, seconds: float = 5.0) -> Rate:
         bit_choices(config),
         pins=pin_rules(config),
         seconds=seconds,
+        device=None if config.cluster.gpus_per_worker else "cpu",
         threads=threads_of_a_worker(config.cluster, len(os.sched_getaffinity(0))),
     )
     threads = "" if found.threads is None else f", threads of a worker: {found.threads}"

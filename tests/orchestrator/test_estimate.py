@@ -205,8 +205,9 @@ def test_a_rate_is_measured_with_the_threads_of_one_worker(
     config, _ = planned("quickstart", *overrides)
     asked: list[int] = []
 
-    def rate(*_: Any, threads: int, **__: Any) -> TrainingRate:
+    def rate(*_: Any, threads: int, device: str | None, **__: Any) -> TrainingRate:
         asked.append(threads)
+        assert device == "cpu"  # the workers ask for no GPU
         return TrainingRate(images_per_second=9.0, batch_size=1, steps=1, device="1 x cpu",
                             threads=threads)  # fmt: skip
 
