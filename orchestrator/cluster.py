@@ -302,6 +302,11 @@ def check_solves_fit(cluster: ClusterConfig, nodes: Nodes) -> None:
         )
 
 
+def threads_of(cluster: ClusterConfig, cpus: float) -> int:
+    """Compute threads of a worker with so many CPUs."""
+    return cluster.threads_per_worker or max(1, round(cpus))
+
+
 def resources_for(cluster: ClusterConfig, nodes: Nodes) -> Resources:
     """What each worker group of a run asks for; by default as much CPU as fits.
 
@@ -315,7 +320,7 @@ def resources_for(cluster: ClusterConfig, nodes: Nodes) -> Resources:
         num_workers=cluster.num_workers,
         cpus_per_worker=cpus,
         gpus_per_worker=cluster.gpus_per_worker,
-        num_threads=cluster.threads_per_worker or max(1, round(cpus)),
+        num_threads=threads_of(cluster, cpus),
         placement=cluster.placement,
     )
     check_fits(resources, nodes)

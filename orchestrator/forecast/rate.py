@@ -35,10 +35,10 @@ def stated_rate(config: ExperimentConfig, images_per_second: float | None) -> Ra
 
 def threads_of_a_worker(cluster: ClusterConfig, cores: int) -> int:
     """Compute threads of a worker on a cluster of one machine, by the rule of a run."""
-    from orchestrator.cluster import worker_cpus
+    from orchestrator.cluster import threads_of, worker_cpus
 
     cpus = cluster.cpus_per_worker or worker_cpus([{"CPU": float(cores)}], cluster.num_workers)
-    return cluster.threads_per_worker or max(1, round(cpus))
+    return threads_of(cluster, cpus)
 
 
 def measured_rate(config: ExperimentConfig, seconds: float = 5.0) -> Rate:
