@@ -76,3 +76,33 @@ def test_a_changed_table_is_noticed(tables: ModuleType, monkeypatch: pytest.Monk
     page = "<!-- table: x -->\n\n| 1 |\n\n<!-- end of x -->\n"
     monkeypatch.setattr(tables, "TABLES", {"x": lambda: "| 2 |"})
     assert tables.filled(page) == page.replace("1", "2")
+
+
+def test_drift_is_read_where_a_width_ends(tables: ModuleType) -> None:
+    """A running variance that comes near its value in 3 of 4 updates after each change."""
+    bits = [8] * 4 + [2] * 8 + [8] * 4
+    variance = [4.0] * 4 + [3.0, 2.5, 2.2, 2.0] * 2 + [3.0, 3.5, 3.8, 4.0]
+    cells = {"variant": ["x"] * 16, "update": [*range(16)], "bits": bits, "variance": variance}
+    run = {"drift": {"drift": {"cells": cells, "metrics": {"evidence/x_spread": 0.5}}}}
+    assert tables.drift_table(run).splitlines()[2] == "| x | 0.50 | 1.00 | 0.500 |"
+
+
+def test_policies_of_all_seeds_are_ranked_by_the_first_seeds_table(tables: ModuleType) -> None:
+    """Ten policies over two seeds, one in both: nine distinct, in the order of their bits."""
+    widths = {1: range(2, 7), 2: range(6, 11)}
+    runs = [
+        {
+            "seed": seed,
+            "rows": [{"policy_id": str(b), "top1": 50.0 + b + seed} for b in own],
+            "policies": {str(b): {"layer": f"{b}/2"} for b in own},
+            "predictions": {"limpq, learned": {"1": {str(b): -float(b) for b in own}}},
+            "importance": {
+                "limpq, learned": [["layer", "weight", b, 1 / b] for b in range(2, 11)]
+                + [["layer", "act", 2, 0.5]]
+            },
+        }
+        for seed, own in widths.items()
+    ]
+    head, _, line = tables.tau_table(runs).splitlines()
+    assert head.endswith("| all 9 policies |")
+    assert line.split(" | ")[-1].startswith("**+1.00 (p 0.00)**")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from cell_text import markdown, tau
 from read_results import Cell, Run, cells_of
@@ -76,18 +75,11 @@ def learning_table(variants: Sequence[Run], epoch: Run) -> str:
     known = {r["alpha"]: r["policy_id"] for r in epoch["rows"] if r["method"] == "limpq"}
     rows = []
     for run in [epoch, *variants]:
-        first, last = (
-            {(r[0], r[1], r[2]): r[3] for r in run["importance"][f"limpq, {when}"]}
-            for when in ("initial", "learned")
-        )
+        first, last = _steps(run)
         cells = []
         for tensor in TENSORS:
-            moved: dict[int, list[float]] = {}
-            for key in first:
-                if key[1] == tensor:
-                    moved.setdefault(key[2], []).append(abs(last[key] / first[key] - 1))
-            few, many = min(moved), max(moved)
-            cells += [f"{statistics.median(moved[bits]):.1%}" for bits in (few, many)]
+            moved = median_change(run, tensor)
+            cells += [f"{moved[bits]:.1%}" for bits in (min(moved), max(moved))]
         for tensor in TENSORS:
             own = [key for key in sorted(first) if key[1:] == (tensor, 2)]
             cells.append(tau([first[key] for key in own], [last[key] for key in own]))
@@ -96,7 +88,7 @@ def learning_table(variants: Sequence[Run], epoch: Run) -> str:
                        if (r["method"], r["alpha"]) == ("limpq", alpha)}  # fmt: skip
             bits, base = run["policies"][mine], epoch["policies"][other]
             cells.append(str(sum(bits[layer] != base[layer] for layer in base)))
-        rows.append((_learning(run["config"]["indicators"]), *cells))
+        rows.append((learning_variant(run), *cells))
     return markdown(
         ("joint training",
          *(f"median change, {t} at {bits} bit" for t in TENSORS.values() for bits in (2, 6)),
@@ -106,8 +98,27 @@ def learning_table(variants: Sequence[Run], epoch: Run) -> str:
     )  # fmt: skip
 
 
-def _learning(recipe: Mapping[str, Any]) -> str:
-    """A variant by what sets it apart; a fraction is one of the images."""
+def _steps(run: Run) -> tuple[dict[tuple[str, str, int], float], ...]:
+    """(layer, tensor, bits) -> step size, before and after joint training."""
+    return tuple(
+        {(r[0], r[1], r[2]): r[3] for r in run["importance"][f"limpq, {when}"]}
+        for when in ("initial", "learned")
+    )
+
+
+def median_change(run: Run, tensor: str) -> dict[int, float]:
+    """Bits -> relative change of the step sizes of one kind of tensor, the median over layers."""
+    first, last = _steps(run)
+    moved: dict[int, list[float]] = {}
+    for key in first:
+        if key[1] == tensor:
+            moved.setdefault(key[2], []).append(abs(last[key] / first[key] - 1))
+    return {bits: statistics.median(own) for bits, own in sorted(moved.items())}
+
+
+def learning_variant(run: Run) -> str:
+    """A variant of joint training by what sets it apart; a fraction is one of the images."""
+    recipe = run["config"]["indicators"]
     frozen = ", weights frozen" if recipe["freeze_weights"] else ""
     epochs = "" if recipe["epochs"] == 1 else f"{recipe['epochs']:g} epochs of "
     return f"{epochs}{recipe['fraction']:.0%} of the images, lr {recipe['lr']:g}{frozen}"

@@ -15,7 +15,8 @@ sys.path.insert(0, str(HERE))
 
 import matplotlib as mpl  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from read_results import Run, accuracies, cells_of, runs_of  # noqa: E402
+from read_results import Run, accuracies, at, cells_of, runs_of, spoken  # noqa: E402
+from training_plots import cost, drift, learning, learning_curves  # noqa: E402
 
 IMAGES = HERE / "images"
 # The same file from the same numbers.
@@ -40,7 +41,7 @@ def accuracy(runs: Sequence[Run]) -> Figure:
         values = list(found[method].values())
         axes.plot(values, [y] * len(values), "o", color="#2471a3", alpha=0.6)
         axes.plot([statistics.mean(values)] * 2, [y - 0.3, y + 0.3], color="black")
-    axes.set_yticks(range(len(order)), order)
+    axes.set_yticks(range(len(order)), [spoken(method) for method in order])
     axes.set_xlabel("top-1 on the test images, percent (a dot a seed, the bar is the mean)")
     axes.grid(axis="x", alpha=0.3)
     return figure
@@ -102,6 +103,14 @@ def main() -> None:
         )  # fmt: skip
     for run in runs_of("evidence-sensitivity"):
         save(sensitivity(run, limpq[0]), "sensitivity")
+    save(learning([limpq[0], *runs_of("evidence-learning")]), "learning")
+    metamix, watched = runs_of("evidence-metamix"), runs_of("evidence-metamix-core")
+    save(accuracy(at(metamix, "bitops_level=4x3.4")), "metamix-accuracy")
+    save(drift(watched[0]), "metamix-drift")
+    panels = {"2.5 bits, weights and activations": limpq, "4 bits less 15 %, activations": watched}
+    save(cost(panels), "cost")
+    curves = runs_of("evidence-lsq-curves")
+    save(learning_curves(curves, curves[0]["full_precision_top1"]), "curves")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "limpq-25-marginal": _limpq(marginal_table),
     "limpq-25-cost": _limpq(cost_table),
     "limpq-25-runs": _limpq(provenance),
+    "limpq-long-accuracy": lambda: accuracy_table(runs_of("evidence-limpq-long")),
+    "limpq-long-runs": lambda: provenance(runs_of("evidence-limpq-long")),
 }
 
 
