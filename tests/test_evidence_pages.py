@@ -106,3 +106,15 @@ def test_policies_of_all_seeds_are_ranked_by_the_first_seeds_table(tables: Modul
     head, _, line = tables.tau_table(runs).splitlines()
     assert head.endswith("| all 9 policies |")
     assert line.split(" | ")[-1].startswith("**+1.00 (p 0.00)**")
+
+
+def test_draws_are_compared_unpaired_and_a_policy_counts_once(tables: ModuleType) -> None:
+    """Means 2 and 5, variance 1 and three each: t(0.975, 4) = 2.776, so -3 +- 2.776 sqrt(2 / 3)."""
+    runs = [
+        {"seed": seed, "rows": [{"method": "metamix", "policy_id": "a", "top1": float(seed)},
+                                {"method": "random", "policy_id": "b", "top1": 3.0 + seed}]}
+        for seed in (1, 2, 3, 3)
+    ]  # fmt: skip
+    lines = tables.draws_table(runs).splitlines()
+    assert lines[3] == "| metamix | 3 | 2.00 | 1.00 | **-3.00 [-5.27, -0.73]** | 3 |"
+    assert lines[2].startswith("| random | 3 | 5.00 | 1.00 | - |")

@@ -16,6 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
+from draw_tables import draws_table  # noqa: E402
 from indicator_tables import learning_table, sensitivity_table, separate_table  # noqa: E402
 from policy_tables import (  # noqa: E402
     accuracy_table,
@@ -53,6 +54,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "metamix-accuracy": _metamix("bitops_level=4x3.4"),
     "metamix-accuracy-4x4": _metamix("bitops_level=4x4"),
     # Variants of a seed are runs of their own, beside its core.
+    "metamix-draws": lambda: draws_table(at(runs_of("evidence-metamix"), "bitops_level=4x3.4")),
     "metamix-bits": lambda: bits_table(runs_of("evidence-metamix-core")[0]),
     "metamix-cost": lambda: cost_table(runs_of("evidence-metamix-core")),
     "metamix-drift": lambda: drift_table(runs_of("evidence-metamix-core")[0]),

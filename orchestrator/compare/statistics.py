@@ -214,7 +214,7 @@ def _tie_sums(values: np.ndarray) -> tuple[float, float, float]:
     return float((pairs * (2 * t + 5)).sum()), float((pairs * (t - 2)).sum()), float(pairs.sum())
 
 
-def student_cdf(t: float, dof: int) -> float:
+def student_cdf(t: float, dof: float) -> float:
     """P(T <= t) of Student's distribution.
 
     Raises:
@@ -226,7 +226,7 @@ def student_cdf(t: float, dof: int) -> float:
     return 1.0 - tail if t >= 0 else tail
 
 
-def student_quantile(probability: float, dof: int) -> float:
+def student_quantile(probability: float, dof: float) -> float:
     """The t with P(T <= t) = ``probability``, by bisection to machine precision.
 
     Raises:
