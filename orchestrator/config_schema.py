@@ -24,6 +24,7 @@ from orchestrator.config_types import (
     LimitSet,
     Name,
     PinBits,
+    PolicyFile,
     ReadablePath,
     Regex,
     Unique,
@@ -283,6 +284,9 @@ class ExperimentConfig:
             sizes).
         random_draws: how many policies the control ``random`` draws; rows ``random``,
             ``random-2`` ... Ours.
+        policies: policies of your own, name -> file as ``mpq solve`` writes it; each is trained
+            beside the others, at the limits that are trained and that it meets, as a row of that
+            name. Ours.
         evidence: observations of both papers to repeat beside the search.
         evaluate: how networks are measured.
         tracking: the MLflow mirror.
@@ -318,6 +322,7 @@ class ExperimentConfig:
         "initial",
     )
     random_draws: Annotated[int, Ge(1), Le(1000)] = 1
+    policies: Mapping[Name, PolicyFile] = field(default_factory=dict)
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -151,6 +151,7 @@ def _accounting(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 ReadablePath = Annotated[str | None, AfterValidator(_readable)]
+PolicyFile = Annotated[str, AfterValidator(_readable)]
 WeightsSource = Annotated[str | None, AfterValidator(_weights)]
 AccountingName = Annotated[str, AfterValidator(_accounting)]
 Unique = AfterValidator(_unique)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from orchestrator.config_schema import ExperimentConfig
+from orchestrator.config_schema import Control, ExperimentConfig
 from orchestrator.config_types import from_here, is_published
 from orchestrator.teachers import teachers_of
 from orchestrator.yaml_source import KeyPath
 from trainers.recipes import OptimizerConfig, QuantTrainingConfig
+from trainers.sources import SOURCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ def contradictions(
         *_about_schedule("metamix.meta", config.metamix.meta),
         *_about_schedule("train", config.train),
         *_about_controls(config, body),
+        *_about_policies(config),
         *_about_targets(config),
         *_about_sources(config),
         *(
@@ -293,6 +296,25 @@ def _about_controls(config: ExperimentConfig, body: Mapping[str, Any]) -> list[C
     if "metamix_ilp" in config.controls and config.method != "metamix":
         what = f"metamix_ilp with method {config.method!r}, which has no meta-state"
         found.append(Contradiction(path, what, "method metamix", beside=(("method",),)))
+    return found
+
+
+def _about_policies(config: ExperimentConfig) -> list[Contradiction]:
+    """A name of its own for every row, and no row that is never trained."""
+    taken = {"limpq", *get_args(Control), *(source.name for source in SOURCES)}
+    found = [
+        Contradiction(
+            ("policies", name),
+            repr(name),
+            "a name that no method, control or source has",
+        )
+        for name in config.policies
+        if name in taken or re.fullmatch(r"(uniform|random|select).*", name)
+    ]
+    if config.policies and config.search.train_limits == ():
+        what, allowed = "a section beside an empty search.train_limits", "limits to train at"
+        beside: tuple[KeyPath, ...] = (("search", "train_limits"),)
+        found.append(Contradiction(("policies",), what, allowed, beside=beside))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which policies stand beside a method without any importance? Uniform bits and random draws.
+"""Which policies stand beside a method without any importance? Uniform bits, random, the user's.
 
 All of them stand at the limits that are trained. A method is worth something only against every
 uniform mix of the same cost and against more than one random draw.
@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from orchestrator.cells import LimitSet, trained_limits
 from orchestrator.config_schema import ExperimentConfig
+from orchestrator.given_policies import given_candidates
 from orchestrator.plan import Plan
 from orchestrator.policies import Candidate
 from solvers.accounting import accounting_named
@@ -21,14 +22,16 @@ from solvers.policy import Policy
 def made_controls(config: ExperimentConfig, plan: Plan) -> tuple[Candidate, ...]:
     """The controls that need no importance, in the order of the limits.
 
-    ``uniform`` is the largest uniform mix that fits. With method ``uniform`` it is always there.
+    ``uniform`` is the largest uniform mix that fits. With method ``uniform`` it is always there,
+    unless the user's own policies are what is to be trained.
     """
     accounting = accounting_named(config.accounting)
     found: list[Candidate] = []
     for limits in trained_limits(config.search, plan.limit_sets):
         if limits.problem:
             continue
-        if "uniform" in config.controls or config.method == "uniform":
+        is_all = config.method == "uniform" and not plan.given
+        if "uniform" in config.controls or is_all:
             policy = uniform(plan.costs, plan.choices, limits.limits, accounting=accounting)
             found.append(_row("uniform", limits, policy))
         if "uniform_pact" in config.controls:
@@ -50,6 +53,7 @@ def made_controls(config: ExperimentConfig, plan: Plan) -> tuple[Candidate, ...]
                     accounting=accounting,
                 )
                 found.append(_row("random" if draw == 1 else f"random-{draw}", limits, policy))
+        found += given_candidates(plan.given, limits, plan.costs, plan.choices, accounting)
     return tuple(found)
 
 

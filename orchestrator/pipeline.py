@@ -21,6 +21,7 @@ from orchestrator.drift import refuse_drift
 from orchestrator.errors import ExitCode, exit_code_of
 from orchestrator.evidence import evidence_parts
 from orchestrator.forecast.images_at_hand import require_path
+from orchestrator.given_policies import given_policies
 from orchestrator.ledger import USEFUL, overhead_share
 from orchestrator.literature import rows_named
 from orchestrator.metamix_step import metamix_steps
@@ -74,7 +75,8 @@ def _attempt(session: Session) -> ExitCode:
         session.say(notice)
     with session.ledger.span("plan"):
         images, weights = images_fingerprint(config), weight_hashes(config)
-        plan = make_plan(config, traced_costs(config), images, weights)
+        network = traced_costs(config)
+        plan = make_plan(config, network, images, weights, given_policies(config, network))
     _announce(session, plan)
     try:
         costs = _costs_step(session, plan)

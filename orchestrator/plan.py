@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.cells import (
@@ -25,6 +25,7 @@ from orchestrator.cells import (
 from orchestrator.config_schema import DataConfig, ExperimentConfig
 from orchestrator.evidence import evidence_parts
 from orchestrator.source_parts import SourcePart, source_parts
+from solvers.policy import Policy
 from solvers.tables import BitChoices, CostTable
 from trainers.phases import EXECUTION_OPTIONS
 from trainers.sources import SOURCES
@@ -75,6 +76,7 @@ class Plan:
         choices: candidate bits.
         limit_sets: every set of limits with its reachable range.
         cells: every question to the solver.
+        given: the user's own policies by name.
     """
 
     steps: tuple[Step, ...]
@@ -82,6 +84,7 @@ class Plan:
     choices: BitChoices
     limit_sets: tuple[LimitSet, ...]
     cells: tuple[Cell, ...]
+    given: Mapping[str, Policy] = field(default_factory=dict)
 
     @property
     def feasible_limits(self) -> tuple[LimitSet, ...]:
@@ -108,6 +111,7 @@ def make_plan(
     costs: CostTable,
     data_fingerprint: str,
     weights: Mapping[str, str] | None = None,
+    given: Mapping[str, Policy] | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -116,6 +120,7 @@ def make_plan(
         costs: the traced network.
         data_fingerprint: quick hash of the images' source.
         weights: file of given weights -> its hash; published ones are known by their name.
+        given: the user's own policies by name.
 
     Raises:
         LimitError: a limit that cannot be understood.
@@ -141,13 +146,14 @@ def make_plan(
     ]  # fmt: skip
     # Nothing is trained for limits that nothing can meet.
     if any(not limits.problem for limits in limit_sets):
-        steps += _training_steps(config, common, limit_sets, steps[0])
+        steps += _training_steps(config, common, limit_sets, steps[0], given or {})
     return Plan(
         steps=tuple(steps),
         costs=costs,
         choices=choices,
         limit_sets=limit_sets,
         cells=search_cells(config, limit_sets),
+        given=given or {},
     )
 
 
@@ -162,6 +168,7 @@ def _training_steps(
     common: Mapping[str, Any],
     limit_sets: tuple[LimitSet, ...],
     costs: Step,
+    given: Mapping[str, Policy],
 ) -> list[Step]:
     pretrain = _step(
         "pretrain", "pretrain", (costs,),
@@ -200,6 +207,7 @@ def _training_steps(
             "search": asdict(config.search), "bits": asdict(config.bits), "method": config.method,
             "accounting": config.accounting, "controls": config.controls, "seed": config.seed,
             "random_draws": config.random_draws, "importance": asdict(config.importance),
+            **({"given": {name: p.policy_id for name, p in given.items()}} if given else {}),
         },
         f"solve {num_cells} cells ({len(config.search.alphas)} alphas x {len(limit_sets)} limit "
         "sets, and comparisons) and make the controls"

@@ -32,6 +32,7 @@ _RUN_KEY = "mpq_run"
 STOP_WAIT_S = 120
 _PATHS = ("data.path", "model.weights")
 _TEACHER = "distillation.weights"
+_POLICIES = "policies."
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 # Ray's client itself would wait for ever on a connection whose middle is gone.
 ANSWER_WITHIN_S = 60.0
@@ -144,7 +145,7 @@ def _refuse_local(tree: Mapping[str, Any]) -> None:
 
 def _on_nodes(key: str) -> bool:
     """Whether the value of a key is a file that only the nodes need to see."""
-    return key in _PATHS or key.endswith(_TEACHER)
+    return key in _PATHS or key.endswith(_TEACHER) or key.startswith(_POLICIES)
 
 
 def _texts(part: Any, key: str = "") -> Iterator[tuple[str, str]]:

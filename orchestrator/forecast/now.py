@@ -17,6 +17,7 @@ from orchestrator.forecast.images_at_hand import images_at_hand
 from orchestrator.forecast.rate import Rate
 from orchestrator.forecast.work import Work
 from orchestrator.forecast.work_of_plan import hours, trained_policies, work_of
+from orchestrator.given_policies import given_policies
 from orchestrator.literature import rows_named
 from orchestrator.plan import Plan, Step, make_plan
 from orchestrator.results import amount_text
@@ -43,7 +44,9 @@ def forecast(
     """
     store = RunStore(config.runs_dir, config.name)
     images = images_at_hand(config)
-    plan = make_plan(config, traced_costs(config), images.fingerprint, weight_hashes(config))
+    costs = traced_costs(config)
+    weights, given = weight_hashes(config), given_policies(config, costs)
+    plan = make_plan(config, costs, images.fingerprint, weights, given)
     drift = differences(store, config)
     steps = _steps(store, plan, donors, blocked=bool(drift))
     work = None if images.count is None else work_of(config, plan, images.count)

@@ -145,6 +145,15 @@ def test_teachers_are_files_of_the_nodes_too(file: Path) -> None:
             _request(file)
 
 
+def test_own_policies_are_files_of_the_nodes_too(file: Path) -> None:
+    text = "policies: {mine: %s}\nsearch:"
+    file.write_text(CONFIG.replace("search:", text % "/shared/policy.json"))
+    _request(file)
+    file.write_text(CONFIG.replace("search:", text % "policy.json"))
+    with pytest.raises(UserError, match=r"policies\.mine is relative"):
+        _request(file)
+
+
 def test_what_is_wrong_everywhere_is_told_and_absent_files_are_not(file: Path) -> None:
     file.write_text(CONFIG.replace("cifar_resnet8", "cifar_resnet9"))
     with pytest.raises(ConfigError) as caught:
