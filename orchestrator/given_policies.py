@@ -62,7 +62,7 @@ def given_candidates(
         rows.append(
             Candidate(
                 method=name, alpha=None, limit_set=limits, policy=None if over else policy,
-                reason="; ".join(over),
+                reason="; ".join(over), facts={"given": policy.policy_id},
             )
         )  # fmt: skip
     return rows

@@ -188,7 +188,8 @@ def _row(
     elif asked.state is State.DONE:
         status = NOT_TRAINED
     is_search = "search_steps" in asked.facts and "solver" not in asked.facts
-    if asked.state is State.INFEASIBLE and not is_search:
+    # What is in reach explains why nothing was found, not why a search or a given policy missed.
+    if asked.state is State.INFEASIBLE and not is_search and "given" not in asked.facts:
         reason = reachable_text(asked) or reason
     top1 = metrics.get(EVAL_TOP1)
     return ResultRow(

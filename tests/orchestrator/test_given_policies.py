@@ -13,8 +13,10 @@ from orchestrator.config_schema import ExperimentConfig
 from orchestrator.errors import ConfigError
 from orchestrator.given_policies import given_policies
 from orchestrator.made_controls import made_controls
+from orchestrator.outcomes import candidate_record
 from orchestrator.plan import Plan, make_plan
 from orchestrator.policies import to_train
+from orchestrator.results import results_of
 from solvers.errors import FormatError, PolicyError
 from solvers.policy import make_policy
 from solvers.storage import save_policy
@@ -73,6 +75,10 @@ def test_a_policy_is_trained_where_it_meets_the_limits(tmp_path: Path) -> None:
     assert wide.policy is not None
     assert wide.policy.bits_of("b") == LayerBits(weight_bits=3, act_bits=4)
     assert [row.method for row in to_train(config, plan, (tight, wide))] == ["mine"]
+    record = candidate_record("r", plan.step("sweep"), tight, seed=0, policy_file="")
+    (shown,) = results_of("r", [record]).rows
+    assert (shown.status, shown.reason) == ("INFEASIBLE", tight.reason)
+    assert shown.search_device_s is None
 
 
 def test_controls_stand_beside_it_when_asked_for(tmp_path: Path) -> None:
