@@ -14,7 +14,6 @@ from solvers.tables import Importance, ImportanceTable, LayerBits
 
 # What the pages put beside every method, and the order of a table.
 UNIFORM, REVERSED = "uniform_w2a3", "reversed"
-PRICED = ("limpq, initial", "limpq, learned", "fitted, learned")
 METERS = ("images", "forward_passes", "backward_passes")
 DEVICES = (1, 10, 100, 10_000)
 
@@ -57,7 +56,7 @@ def tau_table(runs: Sequence[Run]) -> str:
     The last column predicts the distinct policies of all seeds by the tables of the first.
     """
     rows = []
-    policies = _distinct(runs)
+    policies = distinct(runs)
     labels = [(label, alpha) for label, own in runs[0]["predictions"].items() for alpha in own]
     for label, alpha in labels:
         cells, taus = [], []
@@ -80,7 +79,7 @@ def tau_table(runs: Sequence[Run]) -> str:
     return markdown(columns, [row for _, row in rows])
 
 
-def _distinct(runs: Sequence[Run]) -> list[tuple[Mapping[str, LayerBits], float]]:
+def distinct(runs: Sequence[Run]) -> list[tuple[Mapping[str, LayerBits], float]]:
     """Bits and top-1 of every distinct policy; the mean where several seeds trained it."""
     bits: dict[str, Mapping[str, LayerBits]] = {}
     top1: dict[str, list[float]] = {}
@@ -123,32 +122,6 @@ def bits_table(run: Run) -> str:
         ("layer", *shown),
         [(layer, *(run["policies"][name][layer] for name in shown.values())) for layer in layers],
     )
-
-
-def marginal_table(runs: Sequence[Run]) -> str:
-    """What one more bit is worth to an importance table, by what a layer reads.
-
-    In a block of this network ``conv1`` reads the residual stream and ``conv2`` an inner ReLU.
-    Values are over that of an inner input from 2 to 3 bits, means over layers and seeds.
-    """
-    rows = []
-    for label in PRICED:
-        cells: list[float] = []
-        for bits in (2, 3):
-            for tensor, suffix in (("act", "conv1"), ("act", "conv2"), ("weight", "")):
-                cells.append(
-                    statistics.mean(
-                        prices[layer, tensor, bits] - prices[layer, tensor, bits + 1]
-                        for run in runs
-                        if label in run["importance"]
-                        for prices in [{(r[0], r[1], r[2]): r[3] for r in run["importance"][label]}]
-                        for layer in sorted({key[0] for key in prices if key[0].endswith(suffix)})
-                    )
-                )
-        rows.append((label, *(f"{cell / cells[1]:.2f}" for cell in cells)))
-    kinds = ("stream", "inner", "weights")
-    columns = [f"{kind}, {bits} to {bits + 1} bit" for bits in (2, 3) for kind in kinds]
-    return markdown(("importance", *columns), rows)
 
 
 def cost_table(runs: Sequence[Run]) -> str:

@@ -22,10 +22,10 @@ from policy_tables import (  # noqa: E402
     accuracy_table,
     bits_table,
     cost_table,
-    marginal_table,
     tau_table,
 )
 from read_results import Run, at, one_a_seed, runs_of  # noqa: E402
+from stream_tables import inner_table, marginal_table  # noqa: E402
 from training_tables import curves_table, drift_table, provenance  # noqa: E402
 
 
@@ -63,8 +63,11 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "limpq-25-tau": _limpq(tau_table),
     "limpq-25-bits": _limpq(lambda runs: bits_table(runs[0])),
     "limpq-25-marginal": _limpq(marginal_table),
+    "limpq-25-inner": _limpq(inner_table),
     "limpq-25-cost": _limpq(cost_table),
     "limpq-25-runs": _limpq(provenance),
+    "one-shot-again": lambda: accuracy_table(runs_of("evidence-again"), ("reversed_s1",)),
+    "one-shot-again-runs": lambda: provenance(runs_of("evidence-again")),
     "limpq-long-accuracy": lambda: accuracy_table(runs_of("evidence-limpq-long")),
     "limpq-long-runs": lambda: provenance(runs_of("evidence-limpq-long")),
 }
