@@ -68,7 +68,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "limpq-25-runs": _limpq(provenance),
     "one-shot-again": lambda: accuracy_table(runs_of("evidence-again"), ("reversed_s1",)),
     "one-shot-again-runs": lambda: provenance(runs_of("evidence-again")),
-    "limpq-long-accuracy": lambda: accuracy_table(runs_of("evidence-limpq-long")),
+    "limpq-long-accuracy": lambda: accuracy_table(
+        runs_of("evidence-limpq-long"), ("uniform", "reversed")
+    ),
     "limpq-long-runs": lambda: provenance(runs_of("evidence-limpq-long")),
 }
 
