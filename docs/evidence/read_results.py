@@ -62,15 +62,18 @@ def spoken(method: str) -> str:
 
 
 def accuracies(runs: Sequence[Run]) -> dict[str, dict[int, float]]:
-    """Method -> seed -> top-1; several random draws of a seed are their mean."""
-    found: dict[str, dict[int, list[float]]] = {}
+    """Method -> seed -> top-1; several random draws of a seed are their mean.
+
+    A policy that a later run of the seed took over counts once.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {}
     for run in runs:
         for row in run["rows"]:
             if row["top1"] is not None:
                 own = found.setdefault(method_of(row), {})
-                own.setdefault(run["seed"], []).append(row["top1"])
+                own.setdefault(run["seed"], {})[row["policy_id"]] = row["top1"]
     return {
-        method: {seed: statistics.mean(values) for seed, values in seeds.items()}
+        method: {seed: statistics.mean(drawn.values()) for seed, drawn in seeds.items()}
         for method, seeds in found.items()
     }
 
