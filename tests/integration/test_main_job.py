@@ -129,3 +129,29 @@ def test_devices_are_answered_from_the_indicators(finished: Command) -> None:
     assert (Path(facts["folder"]) / "results.parquet").is_file()
     code, output = finished.run("sweep", "tiny", "--devices", "devices.yaml", "--json")
     assert json.loads(output[output.index("{") :])["reused"] is True
+
+
+def test_a_policy_that_was_only_solved_is_trained_when_given(finished: Command) -> None:
+    """The run solved 3x3 and did not train it; a second one is handed that file."""
+    solved = next(
+        r
+        for r in finished.records()
+        if r["phase"] == "solve" and r["limits"] == {"bitops_level": "3x3"}
+    )
+    call = (
+        "run", "tiny.yaml", "--set", "method=uniform", "--set", "controls=[]",
+        "--set", f"policies={{mine: runs/tiny/{solved['outputs']['policy']}}}",
+        "--set", "search.limits=[{bitops_level: 2.5x3}, {bitops_level: 3x3}]",
+        "--set", "search.train_limits=null", "--reuse", "tiny", "--fork", "given",
+    )  # fmt: skip
+    code, output = finished.run(*call)
+    assert code == 3, output
+    records = finished.records("given")
+    (trained,) = [r for r in records if r["phase"] == "train"]
+    assert (trained["state"], trained["policy_id"]) == ("DONE", solved["policy_id"])
+    rows = {r["limits"]["bitops_level"]: r for r in records if r["phase"] == "solve"}
+    assert rows["2.5x3"]["state"] == "INFEASIBLE"
+    assert "where bitops_level=2.5x3 allows" in rows["2.5x3"]["message"]
+    assert "full-precision network" not in output  # taken over, not trained again
+    assert finished.run(*call)[0] == 3
+    assert len(finished.records("given")) == len(records)
