@@ -48,6 +48,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "learning": lambda: learning_table(
         runs_of("evidence-learning"), runs_of("evidence-limpq-25")[0]
     ),
+    "learning-accuracy": lambda: accuracy_table(runs_of("evidence-policies"), ()),
     "learning-runs": lambda: provenance(runs_of("evidence-learning")),
     "curves": lambda: curves_table(runs_of("evidence-lsq-curves")),
     "curves-runs": lambda: provenance(runs_of("evidence-lsq-curves")),
