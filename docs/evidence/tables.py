@@ -49,7 +49,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
         runs_of("evidence-learning"), runs_of("evidence-limpq-25")[0]
     ),
     "learning-accuracy": lambda: accuracy_table(runs_of("evidence-policies"), ()),
-    "learning-runs": lambda: provenance(runs_of("evidence-learning")),
+    "learning-runs": lambda: provenance(
+        [*runs_of("evidence-learning"), *runs_of("evidence-policies")]
+    ),
     "curves": lambda: curves_table(runs_of("evidence-lsq-curves")),
     "curves-runs": lambda: provenance(runs_of("evidence-lsq-curves")),
     "metamix-accuracy": _metamix("bitops_level=4x3.4"),
