@@ -30,8 +30,8 @@ def made_controls(config: ExperimentConfig, plan: Plan) -> tuple[Candidate, ...]
     for limits in trained_limits(config.search, plan.limit_sets):
         if limits.problem:
             continue
-        is_all = config.method == "uniform" and not plan.given
-        if "uniform" in config.controls or is_all:
+        by_method = config.method == "uniform" and not plan.given
+        if "uniform" in config.controls or by_method:
             policy = uniform(plan.costs, plan.choices, limits.limits, accounting=accounting)
             found.append(_row("uniform", limits, policy))
         if "uniform_pact" in config.controls:
