@@ -1,7 +1,7 @@
 """Which policies does a user bring along, and can this run train them?
 
-A file of ``policy/1``, as ``mpq solve`` and every run write it: found elsewhere, published, or
-written by hand. It is trained like any other policy, at each set of limits that it meets.
+A file of ``policy/1``, as ``mpq solve``, every run and ``solvers.save_policy`` write it. It is
+trained like any other policy, at each set of limits that it meets.
 """
 
 from __future__ import annotations

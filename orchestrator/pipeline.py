@@ -62,6 +62,8 @@ def run_experiment(loaded: LoadedConfig, donors: tuple[RunStore, ...] = ()) -> E
     # Before the run has a folder: a stored configuration without images would be drift later.
     require_path(config)
     rows_named(config.reports)
+    if config.policies:
+        given_policies(config, traced_costs(config))
     store = RunStore(config.runs_dir, config.name)
     others = tuple(donor for donor in donors if donor.root != store.root)
     with attempt(store, config, donors=others) as session:

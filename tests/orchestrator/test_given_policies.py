@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,3 +169,21 @@ def test_the_sweep_is_another_when_the_bits_are(tmp_path: Path) -> None:
     assert _plan(without, _costs()).step("sweep").key == make_plan(
         without, _costs(), "images"
     ).step("sweep").key  # fmt: skip
+
+
+def test_a_bad_policy_leaves_no_run_behind(tmp_path: Path) -> None:
+    """Else the mended command would be another configuration under the same name."""
+    (tmp_path / "p.json").write_text('{"schema": "costs/1"}')
+    (tmp_path / "x.yaml").write_text(
+        "schema: experiment/1\nname: bad\nmethod: uniform\n"
+        "model: {name: cifar_resnet8, options: {in_channels: 1}}\ndata: {name: digits}\n"
+        "search: {limits: [{bitops: 1G}]}\npolicies: {mine: p.json}\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", "run", "x.yaml"],
+        cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert found.returncode == 2, found.stderr
+    assert "policies.mine: " in found.stderr
+    assert not (tmp_path / "runs").exists()
